@@ -1,0 +1,254 @@
+"""Checkpoints: Orbax writes and reads the arrays, a manifest of our own says whether they are whole and unchanged.
+
+A step is good when its manifest.json is there, which is written last, and every file has the size and SHA-256
+that the manifest names: Orbax alone loads flipped bits and half-written directories without a word.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from lmjax import trees
+from lmjax.errors import UserError, path_text
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself. files: name -> [size, sha256]. leaves: path -> [shape, dtype]. eval_loss: nats
+    per held-out token at this step, None where it was not evaluated then."""
+
+    format: int
+    step: int
+    eval_loss: float | None
+    leaves: dict[str, list]
+    files: dict[str, list]
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be trusted, and why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, and the thread that writes them. Use as a context manager: leaving waits."""
+
+    def __init__(self, directory: Path, keep: int):
+        self.directory, self.keep = directory, keep
+        self._writer = ThreadPoolExecutor(1)
+        self._last: Future | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._writer.shutdown(wait=True)
+        if exception[0] is None:
+            self.wait()
+
+    def save(self, step: int, params, rest, eval_loss: float | None) -> None:
+        """Write in the background; the arrays may be donated once this returns. Raises what went wrong with the
+        save before, so no failure goes unnoticed."""
+        self.wait()
+        trees_to_save = {"params": params, "rest": dict(trees.named_leaves(rest))}
+        with telling_of_full_disk(self.directory):
+            response = ocp.save_checkpointables_async((self.directory / str(step)).absolute(), trees_to_save, overwrite=True)
+        leaves = {name: [list(x.shape), str(x.dtype)] for name, x in trees.named_leaves(trees_to_save)}
+        self._last = self._writer.submit(self._finish, response, step, leaves, eval_loss)
+
+    def wait(self) -> None:
+        """Until the save under way is good, or raise why it is not."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            last.result()
+
+    def _finish(self, response, step: int, leaves: dict, eval_loss: float | None) -> None:
+        directory = self.directory / str(step)
+        with telling_of_full_disk(self.directory):
+            response.result()
+            files = {name: [size, _sha256(directory / name)] for name, size in _files(directory).items()}
+            manifest = Manifest(FORMAT, step, eval_loss, leaves, files)
+            write_whole(directory / MANIFEST, json.dumps(manifest.__dict__, indent=1))
+        self._retain(step)
+
+    def _retain(self, newest: int) -> None:
+        """Delete all but the newest and the best, and only once the newest is good."""
+        good = manifests(self.directory)
+        best = best_step(good)
+        for step in sorted(good)[: -self.keep]:
+            if step not in (best, newest):
+                # without its manifest it is no checkpoint any more, should the deletion be cut short
+                (self.directory / str(step) / MANIFEST).unlink()
+                shutil.rmtree(self.directory / str(step))
+
+
+def manifests(directory: Path) -> dict[int, Manifest]:
+    """The manifests of all finished checkpoints by step; contents are not verified yet. Raises UserError for a
+    checkpoint of a newer format."""
+    found = {}
+    for step in steps_on_disk(directory):
+        try:
+            fields = json.loads((directory / str(step) / MANIFEST).read_text())
+            if fields["format"] > FORMAT:
+                raise UserError(
+                    f"{path_text(directory / str(step))}: written in format {fields['format']} by a newer lmjax; "
+                    f"this one reads up to {FORMAT}"
+                )
+            found[step] = Manifest(**fields)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def steps_on_disk(directory: Path) -> list[int]:
+    """Every step that has a directory, whether or not it is whole."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())
+
+
+def best_step(found: dict[int, Manifest]) -> int | None:
+    """The step of the lowest held-out loss, the earliest of equals; None where none was evaluated."""
+    judged = [(m.eval_loss, step) for step, m in found.items() if m.eval_loss is not None]
+    return min(judged)[1] if judged else None
+
+
+def verify(directory: Path, step: int) -> Manifest:
+    """The manifest of a step whose files are all as it says. Raises Damaged."""
+    folder = directory / str(step)
+    manifest = manifests(directory).get(step)
+    if manifest is None:
+        raise Damaged(f"{path_text(folder)}: it was not written to its end")
+    for name, (size, digest) in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise Damaged(f"{path_text(file)}: missing")
+        if file.stat().st_size != size:
+            raise Damaged(f"{path_text(file)}: {file.stat().st_size} bytes, expected {size}")
+        if _sha256(file) != digest:
+            raise Damaged(f"{path_text(file)}: its checksum is not the one it was written with")
+    return manifest
+
+
+def newest_good(directory: Path, warn) -> Manifest | None:
+    """The newest checkpoint that is whole, or None where there is none at all. Each one passed over is told to
+    warn(text). Raises UserError where there are checkpoints and none is good: nothing starts again at step 0."""
+    steps = steps_on_disk(directory)
+    reasons = []
+    for step in reversed(steps):
+        try:
+            manifest = verify(directory, step)
+        except Damaged as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            warn(f"going back to step {step}: damaged checkpoint {reason}")
+        return manifest
+    if reasons:
+        raise UserError(f"no good checkpoint is left; the newest: {reasons[0]}; remove {directory} to start again")
+    return None
+
+
+def chosen(directory: Path, step: int | str | None, warn) -> Manifest:
+    """The checkpoint that a user asks for: a step, "best", or None for the newest good one."""
+    if step is None:
+        manifest = newest_good(directory, warn)
+        if manifest is None:
+            raise UserError(f"{path_text(directory)}: there is no checkpoint yet")
+        return manifest
+    found = manifests(directory)
+    number = best_step(found) if step == "best" else step
+    if number not in found:
+        raise UserError(f"--step {step}: {path_text(directory)} has the steps {', '.join(map(str, found)) or 'none'}")
+    try:
+        return verify(directory, number)
+    except Damaged as error:
+        raise UserError(str(error)) from None
+
+
+def restore(directory: Path, manifest: Manifest, abstract_params, abstract_rest=None):
+    """(params, rest) from a verified checkpoint, each leaf straight into the sharding of its abstract leaf, whatever
+    mesh it was saved from; rest is None where none is asked for. Raises UserError where a leaf has another shape."""
+    wanted = {"params": abstract_params}
+    if abstract_rest is not None:
+        wanted["rest"] = dict(trees.named_leaves(abstract_rest))
+    stored = {name: leaf for name, leaf in manifest.leaves.items() if name.split("/")[0] in wanted}
+    asked = {name: [list(x.shape), str(x.dtype)] for name, x in trees.named_leaves(wanted)}
+    for name in sorted(stored.keys() | asked.keys()):
+        if stored.get(name) != asked.get(name):
+            raise UserError(
+                f"{path_text(directory / str(manifest.step))}: {name} is {_leaf_text(stored.get(name))}, "
+                f"the experiment wants {_leaf_text(asked.get(name))}"
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = ocp.load_checkpointables((directory / str(manifest.step)).absolute(), wanted)
+    if abstract_rest is None:
+        return loaded["params"], None
+    leaves = [loaded["rest"][name] for name, _ in trees.named_leaves(abstract_rest)]
+    return loaded["params"], jax.tree.unflatten(jax.tree.structure(abstract_rest), leaves)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what a killed process left half-written. Only for who holds the run's lock."""
+    if directory.is_dir():
+        for entry in directory.iterdir():
+            if not entry.name.isdigit():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def write_whole(file: Path, text: str) -> None:
+    """The file has either its old content or all of the new, also after a crash."""
+    scratch = file.with_name(f".{file.name}.new")
+    with open(scratch, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(file)
+
+
+class telling_of_full_disk:
+    """Turns the many shapes in which a full or read-only disk shows inside Orbax into one UserError."""
+
+    SIGNS = ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Read-only file system", "Disk quota")
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        text = str(error)
+        sign = next((sign for sign in self.SIGNS if sign in text), None)
+        if sign or isinstance(error, OSError):
+            reason = "No space left" if sign == "RESOURCE_EXHAUSTED" else sign or error.strerror or text
+            raise UserError(
+                f"{path_text(self.directory)}: the checkpoint could not be written: {reason}; earlier ones are intact"
+            ) from None
+
+
+def _leaf_text(leaf) -> str:
+    return "missing" if leaf is None else f"{leaf[1]} {tuple(leaf[0])}"
+
+
+def _files(directory: Path) -> dict[str, int]:
+    return {
+        str(file.relative_to(directory)): file.stat().st_size
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and MANIFEST not in file.name
+    }
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

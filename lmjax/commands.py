@@ -1,0 +1,137 @@
+"""The verbs of run.py. What a user can mend becomes one line on stderr and exit code 2."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from lmjax.cache import cache_root
+from lmjax.errors import UserError, path_text
+
+
+def run(verb: str, options, others: list[str]) -> int:
+    """Run a verb; the exit code: 0, 2 for a mistake of the user's, 130 and 143 where a signal stopped training."""
+    quiet_libraries()
+    try:
+        return {"train": train, "data": show_data, "evaluate": evaluate, "generate": generate}[verb](
+            options, overrides(others)
+        )
+    except UserError as error:
+        reason = " ".join(str(error).split("\n"))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno is None:
+            raise
+        reason = f"{path_text(error.filename or 'a file')}: {error.strerror}"
+    sys.stderr.write(f"error: {reason}\n")
+    return 2
+
+
+def overrides(words: list[str]) -> list[str]:
+    """`--a.b=c` and `--a.b c` as ["a.b=c"]."""
+    found, words = [], list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise UserError(f"{word!r}: expected --key=value")
+        if "=" not in word:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"{word}: expected {word}=value")
+            word = f"{word}={words.pop(0)}"
+        found.append(word[2:])
+    return found
+
+
+def quiet_libraries() -> None:
+    """Compiled programs are kept from start to start; stderr is for errors."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import logging
+
+    import jax
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def train(options, changes: list[str]) -> int:
+    from lmjax import experiment
+    from lmjax.train import loop
+
+    loaded = experiment.load(options.config, changes)
+    try:
+        path = Path(options.run) if options.run else Path("runs") / loaded.name
+        loop.train(loaded, path, accept_changes=options.accept_changes)
+    except loop.Stopped as stopped:
+        print(stopped, flush=True)
+        return stopped.code
+    return 0
+
+
+def show_data(options, changes: list[str]) -> int:
+    """A few windows of one step's batch, decoded, with the boundaries between documents; and the round trip."""
+    from lmjax import experiment
+    from lmjax.data.inspect import report
+    from lmjax.train.prepare import prepare
+
+    if options.step < 1 or options.windows < 1:
+        raise UserError("--step and --windows: expected positive numbers")
+    prepared = prepare(experiment.load(options.config, changes), None)
+    for line in report(prepared.batches, prepared.tokenizer, prepared.held_out_texts, options.step, options.windows):
+        print(line)
+    return 0
+
+
+def evaluate(options, _) -> int:
+    import jax
+
+    from lmjax.data.store import stream_of
+    from lmjax.evaluate.held_out import compile_loss, held_out
+    from lmjax.load import load_run, read_texts
+    from lmjax.sharding import Mesh, build_mesh
+
+    loaded = load_run(Path(options.model), _step(options.step))
+    texts = read_texts(Path(options.text) if options.text else loaded.run.held_out)
+    # the batch is the run's own, so that the sums are too; devices that cannot share it stay idle
+    devices = jax.devices()
+    devices = devices if loaded.experiment.batch_size % len(devices) == 0 else devices[:1]
+    mesh = build_mesh(Mesh(), devices)
+    stream = stream_of(texts, loaded.tokenizer)
+    with jax.set_mesh(mesh):
+        result = held_out(loaded.experiment, compile_loss(loaded.experiment), loaded.params, stream, mesh)
+    print(f"{options.model} after step {loaded.step}: {result.tokens:,} tokens, {result.text_bytes:,} bytes")
+    print(f"protocol: {result.protocol}")
+    print("  ".join(f"{name} {value:.6f}" for name, value in result.metrics().items()))
+    if options.json:
+        from lmjax.checkpoint import write_whole
+
+        write_whole(Path(options.json), json.dumps({"step": loaded.step} | result.as_dict(), indent=2) + "\n")
+    return 0
+
+
+def generate(options, _) -> int:
+    from lmjax.generate.sampling import choice
+    from lmjax.generate.text import continue_texts
+    from lmjax.load import load_run
+
+    how = choice(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
+    loaded = load_run(Path(options.model), _step(options.step))
+    texts = continue_texts(
+        loaded.experiment, loaded.params, loaded.tokenizer, options.prompt or [""],
+        max_new_tokens=options.max_new_tokens, how=how, seed=options.seed,
+    )  # fmt: skip
+    for text in texts:
+        print(text)
+    return 0
+
+
+def _step(text: str | None) -> int | str | None:
+    if text is None or text == "best":
+        return text
+    if not text.isdigit():
+        raise UserError(f"--step {text}: expected a number or best")
+    return int(text)

@@ -1,0 +1,259 @@
+"""Where documents come from. A source gives (split, name, text) in a fixed order, and says which are held out."""
+
+import glob
+import gzip
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from lmjax.errors import UserError, path_text
+
+Split = Literal["train", "held_out"]
+
+
+class Document(NamedTuple):
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastPart:
+    """The last `share` of every document's characters is held out, as nanoGPT does with its one text."""
+
+    share: float = 0.1
+
+    def __post_init__(self):
+        _check_share(self.share)
+
+    def split(self, documents: list[Document] | Iterator[Document]) -> Iterator[tuple[Split, Document]]:
+        for name, text in documents:
+            cut = int(len(text) * (1 - self.share))
+            yield "train", Document(name, text[:cut])
+            yield "held_out", Document(name, text[cut:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeDocuments:
+    """Whole documents are held out: those whose name's hash falls into `share` of all hashes."""
+
+    share: float = 0.1
+
+    def __post_init__(self):
+        _check_share(self.share)
+
+    def split(self, documents: Iterator[Document]) -> Iterator[tuple[Split, Document]]:
+        for document in documents:
+            digest = hashlib.sha256(document.name.encode("utf-8", "surrogateescape")).digest()
+            held_out = int.from_bytes(digest[:8], "big") < self.share * 2**64
+            yield "held_out" if held_out else "train", document
+
+
+HeldOut = LastPart | WholeDocuments
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"share is {share}; expected a number between 0 and 1")
+
+
+class Source:
+    """documents() gives every Document in a fixed order; names are stable when the data moves elsewhere."""
+
+    held_out: HeldOut
+
+    def documents(self) -> Iterator[Document]:
+        raise TypeError("each source says this")
+
+    def check(self) -> None:
+        """Raise UserError early where the data cannot be found."""
+
+    def split(self) -> Iterator[tuple[Split, Document]]:
+        return self.held_out.split(self.documents())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles(Source):
+    """Each file that a glob (or one of several) matches is a document: UTF-8, plain or .gz.
+
+    errors: "strict" stops at bytes that are not UTF-8 and says where; "replace" reads them as U+FFFD.
+    """
+
+    path: str | tuple[str, ...]
+    errors: Literal["strict", "replace"] = "strict"
+    held_out: HeldOut = LastPart()
+
+    def check(self):
+        matching(self.path)
+
+    def documents(self):
+        for name, file in matching(self.path):
+            yield Document(name, decode(read_bytes(file), file, self.errors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonLines(Source):
+    """Each line of each file is a JSON object, plain or .gz; the text of its `field` is a document."""
+
+    path: str | tuple[str, ...]
+    field: str = "text"
+    held_out: HeldOut = WholeDocuments()
+
+    def check(self):
+        matching(self.path)
+
+    def documents(self):
+        for name, file in matching(self.path):
+            lines = decode(read_bytes(file), file, "strict").split("\n")
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield Document(f"{name}:{number}", json_field(line, self.field, f"{path_text(file)}:{number}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tfds(Source):
+    """A prepared TensorFlow dataset, read without TensorFlow (extra [tfds]; format array_record).
+
+    name: as in `tfds.builder`, looked for under data_dir, or where it is None in TFDS's own default; or, as `directory`,
+    the folder with its features.json. split, feature: which part, and which text feature is a document.
+    """
+
+    name: str | None = None
+    directory: str | None = None
+    data_dir: str | None = None
+    part: str = "train"
+    feature: str = "text"
+    held_out: HeldOut = WholeDocuments()
+
+    def __post_init__(self):
+        if (self.name is None) == (self.directory is None):
+            raise ValueError("Tfds wants either name or directory")
+
+    def _source(self):
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise UserError("data.source=Tfds needs the extra: pip install 'lmjax[tfds]'") from None
+        where = self.directory or self.name
+        try:
+            if self.directory is not None:
+                builder = tfds.builder_from_directory(self.directory)
+            else:
+                builder = tfds.builder(self.name, data_dir=self.data_dir)
+            if self.feature not in builder.info.features:
+                raise UserError(f"data.source.feature: {where} has {list(builder.info.features)}, not {self.feature!r}")
+            return builder.as_data_source(split=self.part)
+        except UserError:
+            raise
+        except Exception as error:  # TFDS raises many kinds, long ones
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"data.source: {where} cannot be read as a prepared dataset: {reason}") from None
+
+    def check(self):
+        self._source()
+
+    def documents(self):
+        for index, example in enumerate(self._source()):
+            raw = example[self.feature]
+            name = f"{self.part}:{index}"
+            yield Document(name, decode(raw, name, "strict") if isinstance(raw, bytes) else str(raw))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonLibrary(Source):
+    """The source of the running interpreter's standard library without its tests: text that every machine has."""
+
+    held_out: HeldOut = WholeDocuments(share=0.05)
+
+    def documents(self):
+        root = Path(sysconfig.get_paths()["stdlib"])
+        skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+        found = sorted((f.relative_to(root).as_posix(), f) for f in root.rglob("*.py"))
+        for name, file in found:
+            if not skip.intersection(Path(name).parts):
+                text = read_bytes(file).decode("utf-8", errors="replace")
+                if text:
+                    yield Document(name, text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted:
+    source: TextFiles | JsonLines | Tfds | PythonLibrary
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if self.weight <= 0:
+            raise ValueError(f"weight is {self.weight}; expected a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Windows from several sources, in proportion to their weights, whatever their sizes; each repeats on its own."""
+
+    parts: tuple[Weighted, ...]
+
+    def __post_init__(self):
+        if not self.parts:
+            raise ValueError("a mixture needs parts")
+
+
+AnySource = TextFiles | JsonLines | Tfds | PythonLibrary | Mixture
+
+
+def parts(source: AnySource) -> list[tuple[Source, float]]:
+    """The plain sources of any source, with their weights."""
+    if isinstance(source, Mixture):
+        return [(part.source, part.weight) for part in source.parts]
+    return [(source, 1.0)]
+
+
+def matching(patterns: str | tuple[str, ...]) -> list[tuple[str, Path]]:
+    """(name, file) for all that the globs match, sorted; names are relative to the folder that all share."""
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    files = set()
+    for pattern in patterns:
+        # a file whose name happens to hold brackets is meant as it stands
+        here = [pattern] if Path(pattern).is_file() else glob.glob(str(Path(pattern).expanduser()), recursive=True)
+        here = [Path(f) for f in here if Path(f).is_file()]
+        if not here:
+            raise UserError(f"data.source.path: {path_text(pattern)}: no such file")
+        files.update(here)
+    ordered = sorted(files)
+    folders = [file.absolute().parent for file in ordered]
+    shared = folders[0]
+    while not all(folder.is_relative_to(shared) for folder in folders):
+        shared = shared.parent
+    return [(file.absolute().relative_to(shared).as_posix(), file) for file in ordered]
+
+
+def read_bytes(file: Path) -> bytes:
+    """The file's content, unzipped where its name ends in .gz."""
+    try:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
+            return stream.read()
+    except (OSError, EOFError) as error:  # BadGzipFile is an OSError
+        raise UserError(f"{path_text(file)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def decode(content: bytes, where, errors: Literal["strict", "replace"]) -> str:
+    try:
+        return content.decode("utf-8", errors=errors)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path_text(where)}: not UTF-8 at byte {error.start} (0x{content[error.start]:02x}); "
+            "TextFiles with errors=replace reads such bytes as U+FFFD"
+        ) from None
+
+
+def json_field(line: str, field: str, where: str) -> str:
+    """The text of one field of one JSON line. Raises UserError with the line's number."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        raise UserError(f"{where}: expected an object with a text in {field!r}")
+    return record[field]

@@ -1,0 +1,10 @@
+"""The one exception for mistakes that a user can mend."""
+
+
+class UserError(Exception):
+    """What was wrong, where, and what was expected, in one line; the command line exits with code 2."""
+
+
+def path_text(path) -> str:
+    """A path as a user can read and copy it: control characters escaped, everything else as it is."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))

@@ -1,0 +1,110 @@
+"""An experiment: one frozen value that says everything about a run."""
+
+import runpy
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from lmjax import configs
+from lmjax.data.sources import AnySource, PythonLibrary
+from lmjax.errors import UserError, path_text
+from lmjax.models.config import ModelConfig
+from lmjax.optim import AdamW, AnySchedule, Cosine, Optimizer
+from lmjax.sharding import Mesh
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tokenizers import SentencePiece, TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """documents: "joined" lets attention run across documents within a window, "apart" keeps it inside each."""
+
+    source: AnySource = PythonLibrary()
+    documents: Literal["joined", "apart"] = "joined"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The text that a run generates along the way, and at its end."""
+
+    prompt: str = ""
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    top_k: int | None = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """name: of the run directory. batch_size: windows a step, over all devices. microbatches: parts that a batch is
+    taken in, one after another, to save memory. evaluate_every, checkpoint_every, sample_every: in steps; each also
+    happens at the last step. keep_checkpoints: how many of the newest stay, beside the best."""
+
+    name: str
+    model: ModelConfig
+    seed: int = 0
+    task: CausalLM = CausalLM()
+    tokenizer: TokenizerConfig = SentencePiece()
+    data: DataConfig = DataConfig()
+    optimizer: Optimizer = AdamW()
+    schedule: AnySchedule = Cosine(peak=1e-3, warmup=0.02, floor=1e-4)
+    mesh: Mesh = Mesh()
+    batch_size: int = 32
+    microbatches: int = 1
+    steps: int = 1000
+    evaluate_every: int = 250
+    checkpoint_every: int = 250
+    sample_every: int = 1000
+    keep_checkpoints: int = 2
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self):
+        for name in (
+            "batch_size", "microbatches", "steps", "evaluate_every", "checkpoint_every", "sample_every",
+            "keep_checkpoints",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}; expected a number from 0 to 2**31 - 1")
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name is {self.name!r}; expected a name for a directory, without slashes")
+        if self.batch_size % self.microbatches:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of microbatches {self.microbatches}")
+        chunk = self.task.loss_chunk
+        if chunk is not None and chunk < self.model.context and self.model.context % chunk:
+            raise ValueError(f"model.context {self.model.context} is not a multiple of task.loss_chunk {chunk}")
+
+    def with_vocab(self, tokenizer_size: int) -> "Experiment":
+        """This experiment with the model's vocabulary filled in. Raises UserError where the tokenizer's does not fit."""
+        vocab = self.model.vocab or tokenizer_size
+        if vocab < tokenizer_size:
+            raise UserError(f"model.vocab {vocab} is smaller than the tokenizer's {tokenizer_size} ids")
+        return replace(self, model=replace(self.model, vocab=vocab))
+
+
+def load(path: str, overrides: list[str]) -> Experiment:
+    """The `experiment` of a Python file, with overrides such as "optimizer.b2=0.95" applied and all types checked.
+
+    Raises UserError, naming the file and line, or the key.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"--config {path_text(path)}: no such file")
+    try:
+        value = runpy.run_path(str(file)).get("experiment")
+    except UserError:
+        raise
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+        line = f":{frames[-1].lineno}" if frames else ""
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else line
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path_text(path)}{line}: {reason}") from None
+    if not isinstance(value, Experiment):
+        raise UserError(f"{path_text(path)}: expected a line `experiment = Experiment(...)`")
+    tree = configs.to_tree(value)
+    for override in sorted(overrides, key=lambda text: text.partition("=")[0].count(".")):
+        key, _, text = override.partition("=")
+        configs.apply(Experiment, tree, key, text)
+    return configs.from_tree(Experiment, tree)

@@ -1,0 +1,126 @@
+"""Reading prompts and writing on: `prefill` and `decode`, two compiled functions around a cache.
+
+Prompts are padded on the right and read CHUNK tokens at a time, so prompts of any lengths run the same two programs. A
+row's slot in the cache is its position; padding writes into slots that the row overwrites before it reads them.
+"""
+
+import zlib
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.errors import UserError
+from lmjax.generate.sampling import Choice, next_token
+from lmjax.models import transformer
+from lmjax.models.cache import LayerCache, empty_cache
+from lmjax.models.config import ModelConfig
+
+CHUNK = 64
+
+
+@partial(jax.jit, static_argnames="cfg", donate_argnames=("cache", "last_BD"))
+def prefill(cfg: ModelConfig, params, tokens_BC, start, lengths_B, cache: LayerCache, last_BD):
+    """Read one chunk that begins at position `start`: (cache, last_BD), where last_BD becomes the hidden vector of
+    a row's last token once the chunk holds it."""
+    C = tokens_BC.shape[1]
+    positions_BC = jnp.broadcast_to(start + jnp.arange(C), tokens_BC.shape)
+    hidden_BCD, cache = transformer.hidden(cfg, params, tokens_BC, positions_BC, cache=cache)
+    at_B = lengths_B - 1 - start
+    here_BD = jnp.take_along_axis(hidden_BCD, jnp.clip(at_B, 0, C - 1)[:, None, None], axis=1)[:, 0]
+    return cache, jnp.where(((at_B >= 0) & (at_B < C))[:, None], here_BD, last_BD)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def decode(cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limits_B, stop, how: Choice, keys_B):
+    """Write on until every row has reached its limit (a number of new tokens) or the token `stop`.
+
+    Returns (tokens_BS, counts_B): the new tokens of each row, S = context, and how many there are; a `stop` that was
+    written is among them, and what follows it is 0.
+    """
+    matrix_VD = transformer.unembedding(cfg, params)
+    B, S = last_BD.shape[0], cfg.context
+
+    def choose(last_BD, index):
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
+        return next_token(transformer.logits(matrix_VD, last_BD), how, keys)
+
+    def go_on(carry):
+        index, _, _, _, counts_B, done_B = carry
+        return ~jnp.all(done_B)
+
+    def write(carry):
+        index, cache, last_BD, out_BS, counts_B, done_B = carry
+        token_B = choose(last_BD, index)
+        out_BS = out_BS.at[:, index].set(jnp.where(done_B, 0, token_B))
+        counts_B = counts_B + ~done_B
+        done_B = done_B | (token_B == stop) | (counts_B >= limits_B)
+        # a row that is done writes outside the cache, where it is dropped
+        position_B1 = jnp.where(done_B, S, lengths_B + index)[:, None]
+        hidden_B1D, cache = transformer.hidden(
+            cfg, params, token_B[:, None], position_B1, cache=cache
+        )
+        return index + 1, cache, hidden_B1D[:, 0], out_BS, counts_B, done_B
+
+    start = (0, cache, last_BD, jnp.zeros((B, S), jnp.int32), jnp.zeros(B, jnp.int32), limits_B <= 0)
+    _, _, _, out_BS, counts_B, _ = jax.lax.while_loop(go_on, write, start)
+    return out_BS, counts_B
+
+
+def row_keys(prompts: list[np.ndarray], seed: int) -> jax.Array:
+    """A key for each row, from the seed, the prompt and how often the same prompt came before in the list: so a
+    row's text does not depend on what else is in the batch."""
+    seen = Counter()
+    numbers = []
+    for prompt in prompts:
+        digest = zlib.crc32(np.asarray(prompt, np.int64).tobytes())
+        numbers.append((digest, seen[digest]))
+        seen[digest] += 1
+    numbers = jnp.array(numbers, jnp.uint32)
+    fold = jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), pair[0]), pair[1]))
+    return fold(numbers)
+
+
+def generate(
+    cfg: ModelConfig, params, prompts: list[np.ndarray], *, max_new_tokens: int, how: Choice, seed: int = 0,
+    stop: int | None = None,
+) -> list[np.ndarray]:  # fmt: skip
+    """The new tokens of each prompt, without the prompt; up to max_new_tokens, up to `stop` (not included).
+
+    Raises UserError for an empty prompt, an id outside the vocabulary, and a prompt that leaves no room for
+    max_new_tokens in the model's context.
+    """
+    for prompt in prompts:
+        if not len(prompt):
+            raise UserError("the prompt is empty, and the tokenizer has no BOS to begin with: give a prompt")
+        if len(prompt) + max_new_tokens > cfg.context:
+            raise UserError(
+                f"prompt of {len(prompt)} tokens + {max_new_tokens} new tokens = {len(prompt) + max_new_tokens}, "
+                f"more than the model's context of {cfg.context}"
+            )
+        if np.min(prompt) < 0 or np.max(prompt) >= cfg.vocab:
+            raise UserError(f"token id {np.max(prompt)} is outside the model's vocabulary of {cfg.vocab}")
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
+    B = len(prompts)
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    # where the last chunk reaches beyond the context, that part is padding, and the cache drops it
+    chunk = min(CHUNK, cfg.context)
+    padded = np.zeros((B, -(-int(lengths.max()) // chunk) * chunk), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    cache, last_BD = empty_cache(cfg, B), jnp.zeros((B, cfg.width), cfg.dtype)
+    for start in range(0, padded.shape[1], chunk):
+        cache, last_BD = prefill(
+            cfg, params, padded[:, start : start + chunk], jnp.int32(start), lengths, cache, last_BD
+        )
+    limits = np.full(B, max_new_tokens, np.int32)
+    no_stop = -1 if stop is None else stop
+    out_BS, counts_B = decode(
+        cfg, params, cache, last_BD, lengths, limits, jnp.int32(no_stop), how, row_keys(prompts, seed)
+    )
+    out, counts = jax.device_get((out_BS, counts_B))
+    texts = [row[:count] for row, count in zip(out, counts, strict=True)]
+    return [row[:-1] if stop is not None and len(row) and row[-1] == stop else row for row in texts]

@@ -1,0 +1,45 @@
+"""Texts in, texts out."""
+
+import numpy as np
+
+from lmjax.errors import UserError
+from lmjax.experiment import Experiment
+from lmjax.generate.decode import generate
+from lmjax.generate.sampling import Choice, choice
+from lmjax.tokenizers import Tokenizer
+
+
+def prompt_ids(prompt: str, tokenizer: Tokenizer) -> np.ndarray:
+    """A prompt as the beginning of a document: BOS first where the policy has it."""
+    ids = tokenizer.encode(prompt)
+    return ids if tokenizer.policy.bos is None else np.concatenate([[tokenizer.policy.bos], ids]).astype(ids.dtype)
+
+
+def continue_texts(
+    experiment: Experiment, params, tokenizer: Tokenizer, prompts: list[str], *, max_new_tokens: int, how: Choice,
+    seed: int = 0,
+) -> list[str]:  # fmt: skip
+    """Each prompt with what the model writes after it, up to the tokenizer's EOS. Raises UserError as `generate`."""
+    ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
+    news = generate(
+        experiment.model, params, ids, max_new_tokens=max_new_tokens, how=how, seed=seed, stop=tokenizer.policy.eos
+    )
+    # decoded together: a character may begin in the prompt and end after it
+    return [tokenizer.decode(np.concatenate([old, new])) for old, new in zip(ids, news, strict=True)]
+
+
+def sample(experiment: Experiment, params, tokenizer: Tokenizer) -> str:
+    """The text that a run writes along the way: its `sampling`, cut to the context where that is short."""
+    sampling = experiment.sampling
+    try:
+        ids = prompt_ids(sampling.prompt or ("" if tokenizer.policy.bos is not None else "\n"), tokenizer)
+    except UserError:
+        # a tokenizer of characters that has no line feed
+        ids = np.zeros(1, np.int32)
+    ids = ids[: experiment.model.context - 1]
+    how = choice(temperature=sampling.temperature, top_k=sampling.top_k)
+    room = min(sampling.max_new_tokens, experiment.model.context - len(ids))
+    (new,) = generate(
+        experiment.model, params, [ids], max_new_tokens=room, how=how, seed=experiment.seed, stop=tokenizer.policy.eos
+    )
+    return tokenizer.decode(np.concatenate([ids, new]))

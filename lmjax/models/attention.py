@@ -1,0 +1,179 @@
+"""softmax(Q K^T / sqrt(d_k)) V (arXiv:1706.03762, eq. 1), causal, by several kernels that give the same numbers.
+
+A query sees the keys at or before its own place in its own segment. Heads: N for queries, K for keys
+and values, G = N / K queries share a key (arXiv:2305.13245).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lmjax.errors import UserError
+from lmjax.sharding import partition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auto:
+    """The fastest kernel that can do the work on the device at hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The formula as it stands: a (T, T) matrix of scores a head. Runs everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """The formula a block of queries at a time, reading no key after the block: half the products, less memory."""
+
+    size: int = 128
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; expected a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CudnnFlash:
+    """NVIDIA's fused kernel through jax.nn.dot_product_attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splash:
+    """The Pallas kernel for TPU that ships with JAX."""
+
+
+Kernel = Auto | Reference | Blocks | CudnnFlash | Splash
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What a call of attention asks of a kernel. segments: whether documents are kept apart. dropout: on the
+    attention weights."""
+
+    platform: str
+    dtype: str
+    length: int
+    head_width: int
+    segments: bool
+    dropout: bool
+
+
+def obstacle(kernel: Kernel, need: Need) -> str | None:
+    """Why this kernel cannot do the work, or None."""
+    match kernel:
+        case CudnnFlash():
+            if need.platform != "gpu":
+                return f"it needs an NVIDIA GPU, this is {need.platform}"
+            if need.dtype != "bfloat16":
+                return f"it computes in bfloat16, not {need.dtype}"
+            if need.head_width > 128 or need.head_width % 8:
+                return f"it wants a head width of at most 128 in multiples of 8, not {need.head_width}"
+            if need.segments:
+                return "it cannot keep documents apart here"
+        case Splash():
+            if need.platform != "tpu":
+                return f"it needs a TPU, this is {need.platform}"
+            if need.length % 128:
+                return f"it wants a length in multiples of 128, not {need.length}"
+            if need.head_width % 64:
+                return f"it wants a head width in multiples of 64, not {need.head_width}"
+    if need.dropout and isinstance(kernel, CudnnFlash | Splash):
+        return "it has no dropout on the attention weights"
+    return None
+
+
+def choose(kernel: Kernel, need: Need) -> tuple[Kernel, str]:
+    """The kernel to run and the reason. Raises UserError where a kernel asked for by name cannot run here."""
+    if not isinstance(kernel, Auto):
+        if reason := obstacle(kernel, need):
+            raise UserError(f"model.kernel={type(kernel).__name__} cannot run here: {reason}")
+        return kernel, "asked for"
+    fused = {"gpu": CudnnFlash(), "tpu": Splash()}.get(need.platform)
+    if fused and not (reason := obstacle(fused, need)):
+        return fused, f"fastest on {need.platform}"
+    why = f"{type(fused).__name__}: {reason}" if fused else f"fastest on {need.platform}"
+    # at most 16 blocks: each is compiled apart
+    return Blocks(size=max(128, -(-need.length // 16))), why
+
+
+def attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel: Kernel, *, rate: float = 0.0, key=None) -> jax.Array:
+    """Causal self-attention over one window, (B, T, N, H).
+
+    segments_BT: None lets all see all that came before; otherwise only tokens of the same number see each
+    other. rate, key: dropout on the attention weights, off where key is None.
+    """
+    T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
+    need = Need(
+        platform=jax.default_backend(), dtype=str(q_BTNH.dtype), length=T, head_width=H,
+        segments=segments_BT is not None, dropout=key is not None and rate > 0,
+    )  # fmt: skip
+    kernel, _ = choose(kernel, need)
+    match kernel:
+        case CudnnFlash():
+            return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn")
+        case Splash():
+            return _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+    size = kernel.size if isinstance(kernel, Blocks) else T
+    blocks = []
+    for start in range(0, T, size):
+        stop = min(start + size, T)
+        mask = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)
+        mask_BTS = mask[None]
+        if segments_BT is not None:
+            mask_BTS = mask_BTS & (segments_BT[:, start:stop, None] == segments_BT[:, None, :stop])
+        block_key = None if key is None else jax.random.fold_in(key, start)
+        blocks.append(
+            masked(q_BTNH[:, start:stop], k_BTKH[:, :stop], v_BTKH[:, :stop], mask_BTS, rate=rate, key=block_key)
+        )
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+def masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, rate: float = 0.0, key=None) -> jax.Array:
+    """Attention of T queries over S keys where mask_BTS is True; every query must see at least one key."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H)
+    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf)
+    # softmax in float32: bfloat16 loses the tail of long contexts
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
+    if key is not None and rate > 0:
+        keep = jax.random.bernoulli(key, 1 - rate, weights_BKGTS.shape)
+        weights_BKGTS = jnp.where(keep, weights_BKGTS / (1 - rate), 0.0)
+    z_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH)
+    return z_BTKGH.reshape(B, T, N, H)
+
+
+def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT):
+    """Splash attention, one call a shard: a Pallas kernel is opaque to the compiler's sharding propagation."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
+    def one_shard(q_BTNH, k_BTKH, v_BTKH, segments_BT):
+        heads, length = q_BTNH.shape[2], q_BTNH.shape[1]
+        mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length)) for _ in range(heads)])
+        run = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1)
+        groups = heads // k_BTKH.shape[2]
+        q, k, v = (x.swapaxes(1, 2) for x in (q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BTKH, v_BTKH))
+        k, v = (jnp.repeat(x, groups, axis=1) for x in (k, v))
+        ids = splash.SegmentIds(segments_BT, segments_BT)
+        return jax.vmap(run)(q, k, v, ids).swapaxes(1, 2).astype(q_BTNH.dtype)
+
+    if segments_BT is None:
+        segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return one_shard(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+
+    def spec(x, *names) -> PartitionSpec:
+        return partition(names, x.shape, dict(mesh.shape))
+
+    heads = spec(q_BTNH, "batch", "length", "heads", "head_dim")
+    kv_heads = spec(k_BTKH, "batch", "length", "kv_heads", "head_dim")
+    return jax.shard_map(
+        one_shard, in_specs=(heads, kv_heads, kv_heads, spec(segments_BT, "batch", "length")), out_specs=heads,
+        check_vma=False,
+    )(q_BTNH, k_BTKH, v_BTKH, segments_BT)  # fmt: skip

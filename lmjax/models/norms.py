@@ -1,0 +1,44 @@
+"""LayerNorm (arXiv:1607.06450) and RMSNorm (arXiv:1910.07467), computed in float32."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.sharding import named
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNorm:
+    epsilon: float = 1e-5
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSNorm:
+    epsilon: float = 1e-5
+
+
+Norm = LayerNorm | RMSNorm
+
+
+class Normalise(nn.Module):
+    """x / its spread over the last axis, times a learned scale. `axis` is that axis's logical name."""
+
+    norm: Norm
+    axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = (x.shape[-1],)
+        scale = self.param("scale", named(nn.initializers.ones, (self.axis,)), width)
+        # float32: in bfloat16 a mean over a few thousand squares keeps two digits
+        x32 = x.astype(jnp.float32)
+        if isinstance(self.norm, LayerNorm):
+            x32 = x32 - x32.mean(-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.norm.epsilon)
+        y = x32 * inverse * scale
+        if isinstance(self.norm, LayerNorm) and self.norm.bias:
+            y = y + self.param("bias", named(nn.initializers.zeros, (self.axis,)), width)
+        return y.astype(x.dtype)

@@ -1,0 +1,160 @@
+"""A run's directory: what lies where, one process at a time, and nothing that is not so."""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+from lmjax import checkpoint, configs, tokenizers
+from lmjax.checkpoint import write_whole
+from lmjax.errors import UserError, path_text
+from lmjax.experiment import Experiment
+from lmjax.tokenizers import Tokenizer
+
+
+class RunDirectory:
+    """Paths and small files. `lock` before writing anything."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.txt"
+        self.held_out = path / "held_out.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self._lock = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / "experiment.json").is_file()
+
+    def check_place(self) -> None:
+        """Raise UserError early where a run could not begin here."""
+        place = self.path.absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--run {path_text(self.path)}: expected a directory")
+        if self.path.is_dir() and not self.exists and any(e.name != ".lock" for e in self.path.iterdir()):
+            raise UserError(f"--run {path_text(self.path)}: not empty, and not a run directory")
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise UserError(f"--run {path_text(self.path)}: {path_text(place)} cannot be written to")
+
+    def lock(self) -> None:
+        """Keep other processes out until this one ends, in whatever way. Raises UserError where one is in."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise UserError(f"{path_text(self.path)}: in use by {holder}; --run names another directory") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {platform.node()}")
+        self._lock.flush()
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_json(self, name: str, value) -> None:
+        write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
+
+    def read_json(self, name: str):
+        file = self.path / name
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path_text(file)}: missing; expected a run directory of lmjax") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path_text(file)}: damaged: {error}") from None
+
+    def experiment(self) -> Experiment:
+        """The experiment as it was resolved when the run began."""
+        tree = self.read_json("experiment.json")
+        try:
+            return configs.from_tree(Experiment, tree)
+        except UserError as error:
+            raise UserError(f"{path_text(self.path / 'experiment.json')}: {error}") from None
+
+    def tokenizer(self) -> Tokenizer:
+        return tokenizers.load(self.path / "tokenizer")
+
+    def begin(self, experiment: Experiment, tokenizer: Tokenizer, data: dict, held_out: str) -> None:
+        """Write what stays the same over the whole run; the experiment last, which makes it a run directory."""
+        tokenizer.save(self.path / "tokenizer")
+        self.checkpoints.mkdir(exist_ok=True)
+        write_whole(self.held_out, held_out)
+        self.write_experiment(experiment, data)
+
+    def write_experiment(self, experiment: Experiment, data: dict) -> None:
+        self.write_json("data.json", data)
+        self.write_json("experiment.json", configs.to_tree(experiment))
+
+    def compare(self, experiment: Experiment, data: dict, *, accept_changes: bool) -> list[str]:
+        """The changes since the run began, which may only be more steps. Raises UserError for any other, unless
+        they are accepted; the run directory then holds the new experiment."""
+        stored = self.experiment()
+        changes = configs.differences(configs.to_tree(stored), configs.to_tree(experiment))
+        grown = len(changes) == 1 and stored.steps < experiment.steps
+        if (before := self.read_json("data.json")) != data:
+            changes += [f"data: {before['fingerprints']} -> {data['fingerprints']}, the text behind data.source changed"]
+            grown = False
+        if changes and not grown and not accept_changes:
+            raise UserError(
+                f"{path_text(self.path)} holds a run of another experiment: {'; '.join(changes)} "
+                "(--run DIR starts another run, --accept-changes goes on with this one)"
+            )
+        return changes
+
+    def cut(self, step: int) -> None:
+        """Drop the metrics and samples after a step: that part of the run is done again."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_whole(self.metrics, "".join(kept))
+        if self.samples.exists():
+            pieces = re.split(r"^(?=--- step \d+$)", self.samples.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            kept = [piece for piece in pieces if piece and int(piece.split("\n", 1)[0].split()[2]) <= step]
+            write_whole(self.samples, "".join(kept))
+
+    def resumable(self, warn):
+        """The newest good checkpoint's manifest, or None at the start of a run."""
+        checkpoint.remove_leftovers(self.checkpoints)
+        return checkpoint.newest_good(self.checkpoints, warn)
+
+
+def environment() -> dict:
+    """Versions, devices and the commit of the code, as far as they can be told."""
+    names = ("lmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "devices": [str(device) for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "commit": commit,
+    }

@@ -1,0 +1,127 @@
+"""The mesh, and the one table that says which logical axis lies on which mesh axis.
+
+Weights name their axes where they are born; activations name theirs in `constrain`. Whoever
+changes how a model is split changes `RULES` and nothing else. Names map from left to right and a
+mesh axis is used once per array: in an activation (batch, length, embed) the batch takes "fsdp", so
+embed stays whole; in a weight (embed, mlp) nothing else wants "fsdp", so embed takes it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lmjax.errors import UserError
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "layers": (),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How many devices lie along each axis; at most one axis takes "rest", all that remain.
+
+    data: replicas of the model, each with its part of the batch. fsdp: the same, with weights and
+    optimizer state split among them (ZeRO-3, arXiv:1910.02054). tensor: heads, feed-forward width
+    and vocabulary split (Megatron-LM, arXiv:1909.08053).
+    """
+
+    data: int | Literal["rest"] = "rest"
+    fsdp: int | Literal["rest"] = 1
+    tensor: int | Literal["rest"] = 1
+
+    def __post_init__(self):
+        for name, size in self.sizes.items():
+            if size != "rest" and size < 1:
+                raise ValueError(f"mesh.{name} is {size}; expected a positive number or rest")
+        if list(self.sizes.values()).count("rest") > 1:
+            raise ValueError("only one axis of the mesh can take the rest of the devices")
+
+    @property
+    def sizes(self) -> dict[str, int | str]:
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+    def resolve(self, devices: int) -> dict[str, int]:
+        """Axis sizes on that many devices. Raises UserError where they do not multiply to it."""
+        fixed = math.prod(size for size in self.sizes.values() if size != "rest")
+        asked = " x ".join(f"{name} {size}" for name, size in self.sizes.items())
+        if devices % fixed or ("rest" not in self.sizes.values() and fixed != devices):
+            raise UserError(f"mesh: {asked} does not fit {devices} device(s)")
+        return {name: devices // fixed if size == "rest" else size for name, size in self.sizes.items()}
+
+
+def build_mesh(config: Mesh, devices=None) -> jax.sharding.Mesh:
+    """The device mesh. Axes are Auto: the compiler propagates shardings from weights and `constrain`."""
+    devices = jax.devices() if devices is None else devices
+    sizes = config.resolve(len(devices))
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=np.array(devices)
+    )
+
+
+def partition(names, shape, sizes: dict[str, int], *, strict: bool = True) -> PartitionSpec:
+    """PartitionSpec of an array whose axes have these logical names (None: never split).
+
+    A vocabulary that its mesh axis does not divide stays whole (GPT-2 has 50,257 entries); any other size must divide,
+    or where not strict stays whole too. Raises ValueError for a name that is not in RULES, UserError for a size that
+    does not divide.
+    """
+    used, spec = set(), []
+    for name, size in zip(names, shape, strict=True):
+        if name is not None and name not in RULES:
+            raise ValueError(f"logical axis {name!r} is not in sharding.RULES: {', '.join(RULES)}")
+        axes = tuple(a for a in (RULES[name] if name else ()) if a in sizes and a not in used)
+        ways = math.prod(sizes[a] for a in axes)
+        if size % ways and (name == "vocab" or not strict):
+            axes = ()
+        elif size % ways:
+            raise UserError(f"mesh: {name} of size {size} cannot be split {ways} ways ({' x '.join(axes)})")
+        used.update(axes)
+        spec.append(axes or None)
+    return PartitionSpec(*spec)
+
+
+class Named(nn.Partitioned):
+    """A weight with its axes' logical names. Flax's own box would take these for names of mesh axes when it is opened."""
+
+    def unbox(self, apply_constraint=True):
+        return self.value
+
+
+def named(init, names: tuple[str, ...]):
+    """An initialiser of a float32 weight whose axes have these logical names."""
+    return lambda key, shape: Named(init(key, shape, jnp.float32), names)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Split x over the mesh in use by the logical names of its axes; without a mesh, x itself. An axis that does not
+    divide stays whole (one prompt on eight devices); what must divide is checked where weights and batches are placed."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition(names, x.shape, dict(mesh.shape), strict=False))
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows over every axis that splits the batch, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def place_batch(batch, mesh: jax.sharding.Mesh):
+    """Host arrays (the whole batch, the same on every host) to devices, each host placing only its own rows."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)

@@ -1,0 +1,47 @@
+"""Maximum likelihood of the next token: sum over t of log p(w_t | w_<t)."""
+
+from dataclasses import dataclass
+
+from lmjax.data.batch import Batch
+from lmjax.models import transformer
+from lmjax.models.config import ModelConfig
+from lmjax.tasks.loss import Loss, vocabulary_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLM:
+    """Predict each token from those before it.
+
+    label_smoothing, z_loss: see `tasks.loss.cross_entropy`; both only in training. loss_chunk: how many places
+    of a row have their logits in memory at one time; None takes all.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    loss_chunk: int | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to below 1")
+        if self.z_loss < 0:
+            raise ValueError(f"z_loss is {self.z_loss}; expected 0 or more")
+        if self.loss_chunk is not None and self.loss_chunk < 1:
+            raise ValueError(f"loss_chunk is {self.loss_chunk}; expected a positive number")
+
+    def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
+        """The objective: with dropout, smoothing and z-loss where they are asked for."""
+        kind = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
+        return self._loss(cfg, params, batch, dropout_key if cfg.dropout else None, **kind)
+
+    def held_out_loss(self, cfg: ModelConfig, params, batch: Batch) -> Loss:
+        """The plain negative log-likelihood, without dropout."""
+        return self._loss(cfg, params, batch, None)
+
+    def _loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key, **kind) -> Loss:
+        hidden_BTD, _ = transformer.hidden(
+            cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, dropout_key=dropout_key
+        )
+        matrix_VD = transformer.unembedding(cfg, params)
+        return vocabulary_loss(
+            hidden_BTD, matrix_VD, batch.targets_BT, batch.weights_BT, chunk=self.loss_chunk, **kind
+        )

@@ -1,0 +1,61 @@
+"""Cross-entropy as sums. The mean is taken once, by whoever holds the sum over all devices and microbatches."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.models.transformer import logits
+from lmjax.sharding import constrain
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Loss:
+    """total: weighted sum in nats. weight: sum of the weights, the number of target tokens where all are 1."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    def mean(self) -> jax.Array:
+        """Nats per target token; 0 where there is none."""
+        return self.total / jnp.maximum(self.weight, 1e-30)
+
+
+def cross_entropy(logits_V, targets, weights, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
+    """-log softmax(logits)[target], for logits (..., V) in float32 and targets, weights (...).
+
+    label_smoothing: this share of the target's probability is spread over the whole vocabulary
+    (arXiv:1512.00567, section 7). z_loss: times log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311,
+    section 5). With both 0 it is the plain cross-entropy, to the bit.
+    """
+    log_z = jax.nn.logsumexp(logits_V, axis=-1)
+    target = jnp.take_along_axis(logits_V, targets[..., None], axis=-1)[..., 0]
+    nats = log_z - target
+    if label_smoothing:
+        nats = log_z - (1 - label_smoothing) * target - label_smoothing * logits_V.mean(axis=-1)
+    if z_loss:
+        nats = nats + z_loss * log_z**2
+    return Loss(jnp.sum(nats * weights), jnp.sum(weights))
+
+
+def vocabulary_loss(hidden_BTD, matrix_VD, targets_BT, weights_BT, *, chunk: int | None, **kind) -> Loss:
+    """`cross_entropy` of hidden @ matrix^T. chunk: places in each row whose logits exist at one time, in the
+    backward pass too, which computes them again; it must divide T. None: all of them."""
+
+    def part(hidden, targets, weights):
+        logits_V = constrain(logits(matrix_VD, hidden), "batch", "length", "vocab")
+        return cross_entropy(logits_V, targets, weights, **kind)
+
+    B, T = targets_BT.shape
+    if chunk is None or chunk >= T:
+        return part(hidden_BTD, targets_BT, weights_BT)
+
+    def chunks(x):
+        return jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
+
+    def add(sums, piece):
+        return jax.tree.map(jnp.add, sums, jax.checkpoint(part)(*piece)), None
+
+    zero = Loss(jnp.zeros(()), jnp.zeros(()))
+    return jax.lax.scan(add, zero, (chunks(hidden_BTD), chunks(targets_BT), chunks(weights_BT)))[0]

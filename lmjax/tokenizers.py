@@ -1,0 +1,370 @@
+"""Text to token ids and back: Bytes, Characters, SentencePiece, Hugging Face files.
+
+The configuration (a frozen dataclass) says which; `build` makes the tokenizer from it, `load` from a run directory.
+Ordinary text never yields a control token: the ids of BOS and EOS are only ever added by `encode_document`.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from lmjax.errors import UserError
+
+POLICY_FILE = "policy.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Which control tokens stand around a document; None: none. Stored with the run."""
+
+    bos: int | None = None
+    eos: int | None = None
+
+
+class Tokenizer:
+    """encode(text) -> ids and decode(ids) -> text, without control tokens; `files` is what `save` writes."""
+
+    kind: ClassVar[str]
+    vocab_size: int
+    policy: Policy
+
+    def encode(self, text: str) -> np.ndarray:
+        raise TypeError("each kind says this")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of these ids; control tokens give none. Ids that make no UTF-8 become U+FFFD."""
+        raise TypeError("each kind says this")
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        raise TypeError("each kind says this")
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """The ids of a whole document, with BOS before and EOS after where the policy has them."""
+        ids = self.encode(text)
+        before = [] if self.policy.bos is None else [self.policy.bos]
+        after = [] if self.policy.eos is None else [self.policy.eos]
+        return np.concatenate([np.array(before, ids.dtype), ids, np.array(after, ids.dtype)])
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (directory / name).write_bytes(content)
+        policy = {"kind": self.kind, "bos": self.policy.bos, "eos": self.policy.eos}
+        (directory / POLICY_FILE).write_text(json.dumps(policy, indent=2) + "\n")
+
+    def identity(self) -> list:
+        """What decides the ids that a text gets, for fingerprints."""
+        return [self.kind, self.policy.bos, self.policy.eos, *self.files.items()]
+
+
+class ByteTokenizer(Tokenizer):
+    """Ids 0 to 255 are the bytes of UTF-8; 256 is BOS and 257 EOS."""
+
+    kind = "Bytes"
+    vocab_size = 258
+    files = {}
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    def encode(self, text):
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def decode(self, ids):
+        return bytes(int(i) for i in ids if i < 256).decode("utf-8", errors="replace")
+
+
+class CharacterTokenizer(Tokenizer):
+    """One id a character of a fixed list, in code-point order, as nanoGPT's prepare.py."""
+
+    kind = "Characters"
+
+    def __init__(self, characters: str, policy: Policy):
+        self.characters = characters
+        self.policy = policy
+        self.vocab_size = len(characters)
+        self._codes = np.array([ord(c) for c in characters], np.uint32)
+
+    def encode(self, text):
+        codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+        ids = np.searchsorted(self._codes, codes)
+        wrong = self._codes[np.minimum(ids, len(self._codes) - 1)] != codes
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise UserError(
+                f"character {text[at]!r} at position {at} is not among the {self.vocab_size} of this tokenizer"
+            )
+        return ids.astype(np.int32)
+
+    def decode(self, ids):
+        return "".join(self.characters[int(i)] for i in ids)
+
+    @cached_property
+    def files(self):
+        return {"characters.json": json.dumps(self.characters).encode()}
+
+
+# SentencePiece writes a space as U+2581 and reads that as a space; the character itself travels as bytes
+_META_SPACE = "\u2581"
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model (arXiv:1808.06226). Exact for any text where the model has byte fallback and no
+    normalisation, as those trained here have."""
+
+    kind = "SentencePiece"
+
+    def __init__(self, model: bytes, policy: Policy):
+        import sentencepiece
+
+        self.model = model
+        self.policy = policy
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self._processor.vocab_size()
+        self._meta = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _META_SPACE.encode()]
+        self._has_bytes = self._processor.is_byte(self._meta[0])
+
+    def encode(self, text):
+        if _META_SPACE not in text or not self._has_bytes:
+            return np.array(self._processor.encode(text), np.int32)
+        ids = []
+        for i, part in enumerate(text.split(_META_SPACE)):
+            ids += (self._meta if i else []) + self._processor.encode(part)
+        return np.array(ids, np.int32)
+
+    def decode(self, ids):
+        return self._processor.decode([int(i) for i in ids if not self._processor.is_control(int(i))])
+
+    @cached_property
+    def files(self):
+        return {"tokenizer.model": self.model}
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer.json as the tokenizers library reads it. Special tokens written in a text are encoded as text."""
+
+    kind = "HuggingFace"
+
+    def __init__(self, serialised: str, policy: Policy):
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(serialised)
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._serialised = serialised
+        self.policy = policy
+        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text):
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, ids):
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    @cached_property
+    def files(self):
+        return {"tokenizer.json": self._serialised.encode()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes:
+    """No training, no unknown text: 256 bytes and two control tokens."""
+
+    bos: bool = False
+    eos: bool = False
+    needs_text: ClassVar[bool] = False
+
+    def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+        return ByteTokenizer(Policy(bos=256 if self.bos else None, eos=257 if self.eos else None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Characters:
+    """The characters that occur in the text, held-out part included."""
+
+    needs_text: ClassVar[bool] = True
+
+    def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+        characters = set()
+        for text in texts():
+            characters.update(text)
+        return CharacterTokenizer("".join(sorted(characters)), Policy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePiece:
+    """A .model file, or where no path is given one trained on the training text (about `sample_bytes` of it).
+
+    bos, eos: whether a document gets the model's own control tokens.
+    """
+
+    path: str | None = None
+    vocab_size: int = 4096
+    algorithm: str = "bpe"
+    sample_bytes: int = 16_000_000
+    bos: bool = True
+    eos: bool = True
+
+    def __post_init__(self):
+        if self.algorithm not in ("bpe", "unigram"):
+            raise ValueError(f"algorithm is {self.algorithm!r}; expected bpe or unigram")
+        if self.vocab_size < 300:
+            raise ValueError(f"vocab_size is {self.vocab_size}; 256 bytes and the control tokens need at least 300")
+
+    @property
+    def needs_text(self) -> bool:
+        return self.path is None
+
+    def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+        model = self._train(texts()) if self.path is None else _read(self.path)
+        return sentencepiece_tokenizer(model, bos=self.bos, eos=self.eos, where=self.path or "the trained model")
+
+    def _train(self, texts: Iterable[str]) -> bytes:
+        import io
+
+        import sentencepiece
+
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_passages(texts, self.sample_bytes),
+                model_writer=model,
+                model_type=self.algorithm,
+                vocab_size=self.vocab_size,
+                # what follows makes decode(encode(text)) == text for every text
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                allow_whitespace_only_pieces=True,
+                character_coverage=0.9999,
+                hard_vocab_limit=False,
+                max_sentence_length=1 << 20,
+                num_threads=1,  # the same model on every machine
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            message = str(error).strip().splitlines()[-1]
+            raise UserError(f"tokenizer: SentencePiece could not be trained on this text: {message}") from None
+        return model.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace:
+    """A directory with tokenizer.json, or with vocab.json and merges.txt as GPT-2 ships; or such a .json file.
+
+    bos, eos: the control token's text, such as "<|endoftext|>", that a document gets before or after it; None: none.
+    """
+
+    path: str
+    bos: str | None = None
+    eos: str | None = None
+    needs_text: ClassVar[bool] = False
+
+    def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+        path = Path(self.path)
+        single = path if path.is_file() else path / "tokenizer.json"
+        if single.is_file():
+            serialised = _read(single).decode("utf-8", errors="replace")
+        elif (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+            serialised = _byte_level_bpe(path)
+        else:
+            raise UserError(
+                f"tokenizer: {self.path}: expected a tokenizer.json, or a directory with vocab.json and merges.txt"
+            )
+        try:
+            bare = HuggingFaceTokenizer(serialised, Policy())
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"tokenizer: {single}: not a tokenizer file: {error}") from None
+        ids = {name: self._control(bare, name) for name in ("bos", "eos")}
+        return HuggingFaceTokenizer(serialised, Policy(**ids))
+
+    def _control(self, tokenizer: HuggingFaceTokenizer, name: str) -> int | None:
+        token = getattr(self, name)
+        if token is None:
+            return None
+        index = tokenizer._tokenizer.token_to_id(token)
+        if index is None:
+            raise UserError(f"tokenizer.{name}: {token!r} is not in the vocabulary of {self.path}")
+        return index
+
+
+TokenizerConfig = Bytes | Characters | SentencePiece | HuggingFace
+
+
+def sentencepiece_tokenizer(model: bytes, *, bos: bool, eos: bool, where: str) -> SentencePieceTokenizer:
+    """A tokenizer of a serialised model, with the model's own control ids. Raises UserError where it has none."""
+    import sentencepiece
+
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError:
+        raise UserError(f"tokenizer: {where}: not a SentencePiece model") from None
+    ids = {"bos": processor.bos_id() if bos else None, "eos": processor.eos_id() if eos else None}
+    for name, index in ids.items():
+        if index is not None and index < 0:
+            raise UserError(f"tokenizer.{name}: {where} has no {name} token")
+    return SentencePieceTokenizer(model, Policy(**ids))
+
+
+def load(directory: Path) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote. Raises UserError where a file is missing or damaged."""
+    try:
+        stored = json.loads(_read(directory / POLICY_FILE))
+        policy = Policy(bos=stored["bos"], eos=stored["eos"])
+        kind = stored["kind"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{directory / POLICY_FILE}: damaged") from None
+    match kind:
+        case "Bytes":
+            return ByteTokenizer(policy)
+        case "Characters":
+            return CharacterTokenizer(json.loads(_read(directory / "characters.json")), policy)
+        case "SentencePiece":
+            return SentencePieceTokenizer(_read(directory / "tokenizer.model"), policy)
+        case "HuggingFace":
+            return HuggingFaceTokenizer(_read(directory / "tokenizer.json").decode(), policy)
+    raise UserError(f"{directory / POLICY_FILE}: unknown kind of tokenizer {kind!r}")
+
+
+def _read(path: Path | str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"tokenizer: {path}: {error.strerror}") from None
+
+
+def _passages(texts: Iterable[str], limit: int):
+    """Passages of about 4,000 characters, until `limit` bytes are given; NUL is left out, which the trainer refuses."""
+    given = 0
+    for text in texts:
+        for start in range(0, len(text), 4000):
+            passage = text[start : start + 4000].replace("\0", "")
+            given += len(passage.encode("utf-8", errors="replace"))
+            if given > limit:
+                return
+            if passage:
+                yield passage
+
+
+def _byte_level_bpe(path: Path) -> str:
+    """GPT-2's tokenizer from its two files, as tokenizer.json."""
+    import tokenizers
+
+    try:
+        model = tokenizers.models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"tokenizer: {path}: vocab.json and merges.txt cannot be read: {error}") from None
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    if tokenizer.token_to_id("<|endoftext|>") is not None:
+        tokenizer.add_special_tokens([tokenizers.AddedToken("<|endoftext|>", special=True, normalized=False)])
+    return tokenizer.to_str()

@@ -1,0 +1,175 @@
+"""Training, from an experiment to a finished run."""
+
+import signal
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lmjax import checkpoint, optim, trees
+from lmjax.checkpoint import Checkpoints
+from lmjax.data.batch import Batch
+from lmjax.errors import UserError
+from lmjax.evaluate import compressors
+from lmjax.evaluate.held_out import compile_loss, held_out
+from lmjax.experiment import Experiment
+from lmjax.generate.text import sample
+from lmjax.run_directory import RunDirectory, environment
+from lmjax.sharding import batch_sharding, place_batch
+from lmjax.train import state as train_state
+from lmjax.train.prepare import Prepared, held_out_lines, in_force, prepare
+from lmjax.train.report import Report, Screen
+from lmjax.train.state import TrainState
+from lmjax.train.step import update
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; its state is saved. code: the exit code, 128 + the signal's number."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, saved; the same command goes on")
+        self.code = 128 + number
+
+
+def train(experiment: Experiment, run_path: Path, *, accept_changes: bool = False) -> None:
+    """Begin or go on with the run in `run_path`. Raises UserError, and Stopped after SIGTERM or Ctrl-C."""
+    screen, run = Screen(experiment.steps), RunDirectory(run_path)
+    prepared = prepare(experiment, run)
+    experiment = prepared.experiment
+    changes = open_run(run, prepared, accept_changes, screen)
+    with jax.set_mesh(prepared.mesh), StopSignals() as stop:
+        optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
+        state = resume(run, prepared, optimizer, screen)
+        done = int(state.step)
+        if done >= experiment.steps:
+            screen.say(f"finished: step {done} of {experiment.steps} in {run.path}; --steps=N goes on to a later one")
+            return
+        screen.say(trees.table(state.params))
+        for line in [in_force(prepared), *changes]:
+            screen.say(line)
+        step_function = compile_step(experiment, optimizer, prepared.mesh)
+        loss_of = compile_loss(experiment)
+        rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=experiment.steps))(np.arange(experiment.steps)))
+        best = min((m.eval_loss for m in checkpoint.manifests(run.checkpoints).values() if m.eval_loss), default=np.inf)
+        place = partial(place_batch, mesh=prepared.mesh)
+        with (
+            Checkpoints(run.checkpoints, experiment.keep_checkpoints) as checkpoints,
+            Report(run, experiment, trees.count(state.params), done, screen) as report,
+        ):
+            for step, batch in prepared.batches.ahead(done + 1, experiment.steps, place):
+                state, metrics = step_function(state, batch)
+                report.step(step, metrics, float(rates[step - 1]), partial(describe, prepared, step))
+
+                result = None
+                if due(step, experiment.evaluate_every, experiment.steps):
+                    report.settle()
+                    result = held_out(experiment, loss_of, state.params, prepared.held_out, prepared.mesh)
+                    report.evaluation(step, result.metrics())
+                if due(step, experiment.sample_every, experiment.steps):
+                    report.settle()
+                    text = sample(experiment, state.params, prepared.tokenizer)
+                    report.sample(step, text)
+                better = result is not None and result.eval_loss < best
+                if better or stop.number or due(step, experiment.checkpoint_every, experiment.steps):
+                    report.settle()
+                    loss = None if result is None else result.eval_loss
+                    checkpoints.save(step, state.params, rest(state), loss)
+                    best = min(best, np.inf if loss is None else loss)
+                report.resume_clock()
+                if stop.number and step < experiment.steps:
+                    checkpoints.wait()
+                    raise Stopped(stop.number, step)
+    summarise(run, prepared, result, text, screen)
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    return step % every == 0 or step == steps
+
+
+def rest(state: TrainState) -> dict:
+    """What a checkpoint holds beside the parameters."""
+    return {"step": state.step, "opt_state": state.opt_state}
+
+
+def compile_step(experiment: Experiment, optimizer, mesh):
+    """(state, batch) -> (state, metrics), jitted, with the state's memory handed on from step to step."""
+    where = train_state.shardings(experiment.model, optimizer, mesh)
+    rows = batch_sharding(mesh)
+    segments = rows if experiment.data.documents == "apart" else None
+    batch = Batch(rows, rows, segments, rows, rows)
+    return jax.jit(
+        partial(update, experiment, optimizer), donate_argnums=0, in_shardings=(where, batch), out_shardings=(where, None)
+    )
+
+
+def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool, screen: Screen) -> list[str]:
+    """Lock the directory; begin the run, or make sure that it is this experiment's. The accepted changes."""
+    if run.exists:
+        changes = run.compare(prepared.experiment, prepared.data, accept_changes=accept_changes)
+        steps = checkpoint.steps_on_disk(run.checkpoints)
+        if any(change.startswith("steps:") for change in changes) and steps and steps[-1] > prepared.experiment.steps:
+            raise UserError(f"--steps={prepared.experiment.steps}: {run.path} is already at step {steps[-1]}")
+        return [f"changed since the run began: {change}" for change in changes]
+    run.lock()
+    run.begin(prepared.experiment, prepared.tokenizer, prepared.data, held_out_lines(prepared.held_out_texts))
+    return []
+
+
+def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen) -> TrainState:
+    """The state of the newest good checkpoint, on this mesh, or the one before the first step."""
+    experiment = prepared.experiment
+    where = train_state.shardings(experiment.model, optimizer, prepared.mesh)
+    make = partial(train_state.fresh, experiment.model, optimizer, experiment.seed)
+    manifest = run.resumable(lambda text: screen.say(f"WARNING: {text}"))
+    if manifest is None:
+        state = jax.jit(make, out_shardings=where)()
+    else:
+        abstract = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make), where
+        )
+        params, others = checkpoint.restore(run.checkpoints, manifest, abstract.params, rest(abstract))
+        state = TrainState(others["step"], params, others["opt_state"])
+        screen.say(f"resuming {run.path} after step {manifest.step}")
+    # what changed was accepted, and fits the checkpoint
+    run.write_experiment(experiment, prepared.data)
+    run.write_json("environment.json", environment())
+    run.cut(0 if manifest is None else manifest.step)
+    return state
+
+
+def describe(prepared: Prepared, step: int) -> str:
+    """Which data a step had, and how to see it."""
+    starts = ", ".join(str(address.start) for address in prepared.batches.addresses(step)[:8])
+    return f"The batch of step {step} has the windows at tokens {starts} ...; `python run.py data --step {step}` shows it"
+
+
+def summarise(run: RunDirectory, prepared: Prepared, result, text: str, screen: Screen) -> None:
+    """The sample, the held-out figures beside a compressor's, and where everything is."""
+    screen.say(f"sample: {text}")
+    screen.say(f"held out: {result.tokens:,} tokens, {result.text_bytes:,} bytes; {result.protocol}")
+    figures = {"this model": result.bits_per_byte}
+    figures |= compressors.bits_per_byte("".join(prepared.held_out_texts).encode())
+    screen.say("bits per byte: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    screen.say(f"loss {result.eval_loss:.4f} nats a token, perplexity {result.perplexity:.2f}")
+    screen.say(f"written to {run.path}: checkpoints, metrics.jsonl, tensorboard, samples.txt, held_out.jsonl")
+
+
+class StopSignals:
+    """While open, SIGTERM and the first Ctrl-C only leave their number in `number`; a second Ctrl-C interrupts."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __enter__(self):
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number

@@ -1,0 +1,168 @@
+"""What a run tells: metrics.jsonl, TensorBoard events, samples, and lines or a progress bar on the screen."""
+
+import json
+import math
+import os
+import sys
+import time
+
+import jax
+from tensorboardX import SummaryWriter
+
+from lmjax.errors import UserError
+from lmjax.models.config import ModelConfig
+from lmjax.run_directory import RunDirectory
+
+# peak dense bfloat16 FLOP/s of one device, from the makers' data sheets
+PEAK_FLOPS = {
+    "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "TPU v4": 275e12, "TPU v5 lite": 197e12,
+    "TPU v5": 459e12, "TPU v6 lite": 918e12,
+}  # fmt: skip
+
+LINE_SECONDS = 5.0
+
+
+def flops_per_token(cfg: ModelConfig, params: int) -> float:
+    """6 N + 12 L H Q T (PaLM, arXiv:2204.02311, appendix B): N without the position table, the whole square of
+    attention, nothing for recomputation."""
+    return 6 * params + 12 * cfg.layers * cfg.heads * cfg.head_width * cfg.context
+
+
+def peak_flops() -> float | None:
+    """Of all devices together; None where the device is not in the table, a CPU for one."""
+    kinds = [device.device_kind for device in jax.devices()]
+    names = sorted((name for name in PEAK_FLOPS if kinds[0].startswith(name)), key=len)
+    return PEAK_FLOPS[names[-1]] * len(kinds) if names else None
+
+
+class Screen:
+    """Plain lines, or a progress bar on a terminal. A reader that goes away (| head) does not end the run."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.bar = None
+        self._next_line = 0.0
+
+    def say(self, text: str) -> None:
+        """A line that is always shown."""
+        try:
+            if self.bar is not None:
+                self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(text, flush=True)
+        except BrokenPipeError:
+            # what is written to it from now on, also by the interpreter on its way out, goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def begin(self, done: int) -> None:
+        if not sys.stdout.isatty():
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(), refresh_per_second=4,
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=self.steps, completed=done, figures="")
+        self.bar.start()
+
+    def progress(self, step: int, loss: float, speed: float, left: float) -> None:
+        figures = f"loss {loss:.4f}  {speed:,.0f} tokens/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, figures=figures)
+        elif time.monotonic() >= self._next_line or step == self.steps:
+            self._next_line = time.monotonic() + LINE_SECONDS
+            self.say(f"step {step}/{self.steps}  {figures.replace('  ', '  ')}  {_duration(left)} left")
+
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class Report:
+    """Use as a context manager. `step` takes device scalars and looks at them one step later, so that the device
+    never waits for the host."""
+
+    def __init__(self, run: RunDirectory, experiment, params: int, done: int, screen: Screen):
+        self.experiment, self.done, self.screen = experiment, done, screen
+        self.tokens_per_step = experiment.batch_size * experiment.model.context
+        peak = peak_flops()
+        self.token_share_of_peak = flops_per_token(experiment.model, params) / peak if peak else None
+        self._file = open(run.metrics, "a", encoding="utf-8")
+        self._samples = run.samples
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=done + 1 if done else None)
+        self._pending = None
+        self._clock = time.perf_counter()
+        self._seconds = None
+
+    def __enter__(self):
+        self.screen.begin(self.done)
+        return self
+
+    def __exit__(self, *exception):
+        self.screen.end()
+        self._board.close()
+        self._file.close()
+
+    def step(self, step: int, metrics, rate: float, describe) -> None:
+        """Take the metrics of a step just sent off, and write down those of the step before. Raises UserError where
+        they are not finite; describe() then says which data the step had."""
+        previous, self._pending = self._pending, (step, metrics, rate, describe)
+        self._write(previous)
+
+    def settle(self) -> None:
+        """Write down all steps that were sent off. The clock for tokens per second stands still until the next."""
+        previous, self._pending = self._pending, None
+        self._write(previous)
+
+    def resume_clock(self) -> None:
+        """Time that passed since `settle` was not training."""
+        self._clock = time.perf_counter()
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        self._line({"step": step} | metrics)
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.screen.say(f"step {step}/{self.experiment.steps}  {figures}")
+
+    def sample(self, step: int, text: str) -> None:
+        with open(self._samples, "a", encoding="utf-8") as stream:
+            stream.write(f"--- step {step}\n{text}\n")
+        self._board.add_text("sample", text, step)
+
+    def _write(self, pending) -> None:
+        if pending is None:
+            return
+        step, metrics, rate, describe = pending
+        metrics = jax.device_get(metrics)
+        loss, norm = float(metrics.loss), float(metrics.grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(
+                f"step {step}: loss {loss}, gradient norm {norm}; stopped before the state was saved. {describe()}"
+            )
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        # the first steps of a process are slower; what is left of the time is told by a running mean
+        self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds
+        speed = self.tokens_per_step / seconds
+        line = {
+            "step": step, "loss": loss, "tokens": step * self.tokens_per_step, "tokens_per_second": round(speed, 1),
+            "learning_rate": rate, "grad_norm": norm,
+        }  # fmt: skip
+        if self.token_share_of_peak is not None:
+            line["mfu"] = speed * self.token_share_of_peak
+        self._line(line)
+        left = (self.experiment.steps - step) * self._seconds
+        self.screen.progress(step, loss, self.tokens_per_step / self._seconds, left)
+
+    def _line(self, values: dict) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if name != "step":
+                self._board.add_scalar(name, value, values["step"])
+
+
+def _duration(seconds: float) -> str:
+    seconds = int(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -1,0 +1,52 @@
+"""All that training changes."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lmjax import sharding
+from lmjax.models.config import ModelConfig
+from lmjax.models.transformer import abstract_params, init_params, param_names
+from lmjax.trees import map_named, named_leaves
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """step: updates done. params, opt_state: trees of arrays. Keys are folded from the seed and the step, so none
+    are kept."""
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+def fresh(cfg: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step, a pure function of its arguments."""
+    params = init_params(cfg, jax.random.key(seed))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def shardings(cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+    """A NamedSharding for every leaf of the state; moments lie where their parameters lie."""
+    names = param_names(cfg)
+    shapes = abstract_params(cfg)
+    sizes = dict(mesh.shape)
+    params = jax.tree.map(
+        lambda shape, axes: NamedSharding(mesh, sharding.partition(axes, shape.shape, sizes)), shapes, names
+    )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    by_name = {name: (shape.shape, where) for (name, shape), (_, where) in zip(named_leaves(shapes), named_leaves(params))}
+
+    def like_its_parameter(name, leaf):
+        # ".../mu/blocks/attention/q/kernel" belongs to "blocks/attention/q/kernel"; a factored moment has another shape
+        pieces = name.split("/")
+        endings = ("/".join(pieces[i:]) for i in range(len(pieces)))
+        shape, where = next((by_name[ending] for ending in endings if ending in by_name), (None, replicated))
+        return where if leaf.shape == shape else replicated
+
+    opt_state = jax.eval_shape(lambda: optimizer.init(init_params(cfg, jax.random.key(0))))
+    return TrainState(replicated, params, map_named(like_its_parameter, opt_state))

@@ -1,0 +1,82 @@
+"""The command line: a verb names a function, which is imported when the verb is used."""
+
+import argparse
+import sys
+from importlib import import_module
+
+VERBS = {
+    "train": "train a model, or go on with a run (the default)",
+    "data": "show what the model sees: decoded windows and the tokenizer's round trip",
+    "evaluate": "score a text: loss, perplexity, bits per byte",
+    "generate": "continue a prompt",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        sys.stderr.write(f"error: {message} (see python run.py {self.prog.split()[-1]} --help)\n")
+        raise SystemExit(2)
+
+
+def parser_for(verb: str) -> Parser:
+    parser = Parser(prog=f"run.py {verb}", description=VERBS[verb], allow_abbrev=False)
+    add = parser.add_argument
+    if verb in ("train", "data"):
+        parser.epilog = "Any field of the experiment can follow, such as --steps=200 --optimizer.b2=0.95 --mesh.fsdp=4"
+        add("--config", required=True, metavar="FILE", help="a Python file with `experiment = Experiment(...)`")
+    if verb == "train":
+        add("--run", metavar="DIR", help="the run's directory (default: runs/NAME)")
+        add("--accept-changes", action="store_true", help="go on with a run whose experiment or text has changed")
+    if verb == "data":
+        add("--step", type=int, default=1, metavar="N", help="the step whose batch is shown (default: 1)")
+        add("--windows", type=int, default=3, metavar="N", help="how many windows (default: 3)")
+    if verb in ("evaluate", "generate"):
+        add("--model", required=True, metavar="PATH", help="a run directory")
+        add("--step", default=None, metavar="N|best", help="which checkpoint (default: the newest good one)")
+    if verb == "evaluate":
+        add("--text", metavar="FILE", help="plain text, or JSON lines with a `text` (default: the run's held-out text)")
+        add("--json", metavar="FILE", help="write the figures here too")
+    if verb == "generate":
+        add("--prompt", action="append", metavar="TEXT", help="may be given several times")
+        add("--max_new_tokens", type=int, default=100, metavar="N")
+        add("--temperature", type=float, default=0.0, metavar="T", help="0, the default: the most probable token")
+        add("--top_k", type=int, default=None, metavar="K")
+        add("--top_p", type=float, default=1.0, metavar="P")
+        add("--min_p", type=float, default=0.0, metavar="P")
+        add("--seed", type=int, default=0, metavar="S")
+    return parser
+
+
+def overview() -> str:
+    verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    return (
+        "usage: python run.py [VERB] --config FILE | --model PATH [options]\n\n"
+        f"{verbs}\n\n"
+        "python run.py --config experiments/small.py trains a small model on this machine.\n"
+        "python run.py VERB --help tells a verb's options.\n"
+    )
+
+
+def main(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(overview(), end="")
+        return 0
+    verb = words.pop(0) if not words[0].startswith("-") else "train"
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        sys.stderr.write(f"error: no verb {verb!r}; {f'did you mean {near[0]}?' if near else 'see run.py --help'}\n")
+        return 2
+    options, others = parser_for(verb).parse_known_args(words)
+    if others and verb in ("evaluate", "generate"):
+        parser_for(verb).error(f"unrecognised {' '.join(others)}")
+    try:
+        return import_module("lmjax.commands").run(verb, options, others)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
