@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import jax
 import numpy as np
 
+from lmjax.compilation import fast_jit
 from lmjax.data.store import TokenStream
 from lmjax.data.windows import count, held_out_batches
 from lmjax.errors import UserError
@@ -50,7 +51,7 @@ class HeldOut:
 
 def compile_loss(experiment: Experiment):
     """(params, batch) -> Loss, jitted: the plain negative log-likelihood."""
-    return jax.jit(lambda params, batch: experiment.task.held_out_loss(experiment.model, params, batch))
+    return fast_jit(lambda params, batch: experiment.task.held_out_loss(experiment.model, params, batch))
 
 
 def held_out(experiment: Experiment, loss_of, params, stream: TokenStream, mesh: jax.sharding.Mesh) -> HeldOut:

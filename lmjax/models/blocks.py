@@ -10,7 +10,7 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import FeedForwardLayer
 from lmjax.models.norms import Normalise
 from lmjax.models.positions import rotate
-from lmjax.models.projection import Projection
+from lmjax.models.projection import Projection, product
 from lmjax.sharding import constrain
 
 
@@ -20,18 +20,29 @@ class AttentionLayer(nn.Module):
     cfg: ModelConfig
     training: bool
 
+    def project(self, x_BTD):
+        """Queries, keys and values by one matrix product, several times faster than three small ones on a CPU. A
+        key's own G queries lie beside it, so that splitting heads over devices moves nothing."""
+        cfg = self.cfg
+        B, T, D = x_BTD.shape
+        K, H, G = cfg.n_kv_heads, cfg.head_width, cfg.heads // cfg.n_kv_heads
+
+        def weights(name, heads, axis):
+            layer = Projection((heads, H), ("embed",), (axis, "head_dim"), cfg.init_std, cfg.bias, name=name)
+            return layer.weights((D,))
+
+        parts = [weights("q", cfg.heads, "heads"), weights("k", K, "kv_heads"), weights("v", K, "kv_heads")]
+        kernel_DKMH = jnp.concatenate([kernel.reshape(D, K, -1, H) for kernel, _ in parts], axis=2).astype(x_BTD.dtype)
+        y_BTKMH = product(x_BTD, kernel_DKMH.reshape(D, -1)).reshape(B, T, K, G + 2, H)
+        if cfg.bias:
+            y_BTKMH += jnp.concatenate([bias.reshape(K, -1, H) for _, bias in parts], axis=1).astype(x_BTD.dtype)
+        y_BTKMH = constrain(y_BTKMH, "batch", "length", "kv_heads", None, "head_dim")
+        return y_BTKMH[:, :, :, :G].reshape(B, T, cfg.heads, H), y_BTKMH[:, :, :, G], y_BTKMH[:, :, :, G + 1]
+
     @nn.compact
     def __call__(self, x_BTD, positions_BT, segments_BT, angles, cache: LayerCache | None):
         cfg = self.cfg
-
-        def project(name, heads, axis):
-            shape = (heads, cfg.head_width)
-            layer = Projection(shape, ("embed",), (axis, "head_dim"), cfg.init_std, cfg.bias, name=name)
-            return constrain(layer(x_BTD), "batch", "length", axis, "head_dim")
-
-        q_BTNH = project("q", cfg.heads, "heads")
-        k_BTKH = project("k", cfg.n_kv_heads, "kv_heads")
-        v_BTKH = project("v", cfg.n_kv_heads, "kv_heads")
+        q_BTNH, k_BTKH, v_BTKH = self.project(x_BTD)
         if cfg.qk_norm:
             q_BTNH = Normalise(cfg.norm, "head_dim", name="q_norm")(q_BTNH)
             k_BTKH = Normalise(cfg.norm, "head_dim", name="k_norm")(k_BTKH)

@@ -48,15 +48,41 @@ def activate(x: jax.Array, name: Activation) -> jax.Array:
     """gelu is the exact one, with erf (arXiv:1606.08415); gelu_tanh its approximation, GPT-2's."""
     match name:
         case "gelu":
-            return jax.nn.gelu(x, approximate=False)
+            return gelu(x)
         case "gelu_tanh":
-            return jax.nn.gelu(x, approximate=True)
+            return gelu_tanh(x)
         case "relu":
             return jax.nn.relu(x)
         case "relu_squared":
             return jnp.square(jax.nn.relu(x))
         case "silu":
             return jax.nn.silu(x)
+
+
+def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x Phi(x), with Phi the normal distribution, and its derivative Phi(x) + x phi(x)."""
+    below = 0.5 * (1 + jax.lax.erf(x * 2**-0.5))
+    return x * below, below + x * jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5
+
+
+def _gelu_tanh_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), and its derivative."""
+    scale, cubic = (2 / jnp.pi) ** 0.5, 0.044715
+    t = jnp.tanh(scale * (x + cubic * x * x * x))
+    half = 0.5 * (1 + t)
+    return x * half, half + 0.5 * x * (1 - t * t) * scale * (1 + 3 * cubic * x * x)
+
+
+def _keeping_slope(value_and_slope):
+    """A function whose backward pass multiplies by the slope that the forward pass kept. XLA would compute the slope
+    again, one element at a time, inside the transposing copies that come before matrix products."""
+    function = jax.custom_vjp(lambda x: value_and_slope(x)[0])
+    function.defvjp(value_and_slope, lambda slope, dy: (dy * slope,))
+    return function
+
+
+gelu = _keeping_slope(_gelu_and_slope)
+gelu_tanh = _keeping_slope(_gelu_tanh_and_slope)
 
 
 class FeedForwardLayer(nn.Module):

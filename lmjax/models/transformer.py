@@ -1,5 +1,7 @@
 """The decoder-only Transformer: tokens to the vectors from which the next token is predicted."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,8 @@ class Transformer(nn.Module):
 
     def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache: LayerCache | None = None):
         cfg = self.cfg
-        x_BTD = self.embedding.astype(cfg.dtype)[tokens_BT]
+        # the table is gathered over "fsdp" before it is read: the compiler would move the activations instead
+        x_BTD = constrain(self.embedding, "vocab", None).astype(cfg.dtype)[tokens_BT]
         angles = None
         match cfg.positions:
             case pos.Learned():
@@ -79,6 +82,7 @@ def _init(cfg: ModelConfig, key):
     return Transformer(cfg).init(key, tokens_BT, tokens_BT)["params"]
 
 
+@partial(jax.jit, static_argnames="cfg")
 def init_params(cfg: ModelConfig, key):
     """Fresh float32 parameters, a tree of plain arrays."""
     return nn.unbox(_init(cfg, key))

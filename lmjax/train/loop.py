@@ -9,6 +9,7 @@ import numpy as np
 
 from lmjax import checkpoint, optim, trees
 from lmjax.checkpoint import Checkpoints
+from lmjax.compilation import fast_jit
 from lmjax.data.batch import Batch
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
@@ -98,7 +99,7 @@ def compile_step(experiment: Experiment, optimizer, mesh):
     rows = batch_sharding(mesh)
     segments = rows if experiment.data.documents == "apart" else None
     batch = Batch(rows, rows, segments, rows, rows)
-    return jax.jit(
+    return fast_jit(
         partial(update, experiment, optimizer), donate_argnums=0, in_shardings=(where, batch), out_shardings=(where, None)
     )
 

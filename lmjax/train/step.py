@@ -59,5 +59,5 @@ def update(experiment, optimizer: optax.GradientTransformation, state: TrainStat
     grads = jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-30), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = StepMetrics(loss.mean(), loss.weight, optax.global_norm(grads))
+    metrics = StepMetrics(loss.mean(), loss.weight, optax.tree.norm(grads))
     return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,0 +1,25 @@
+"""nanoGPT's CPU recipe for tinyshakespeare by characters (config/train_shakespeare_char.py with the README's overrides).
+
+    python run.py --config experiments/shakespeare_char_cpu.py --data.source.path=FILE
+"""
+
+from lmjax.data.sources import TextFiles
+from lmjax.experiment import DataConfig, Experiment
+from lmjax.models import zoo
+from lmjax.optim import AdamW, Cosine
+from lmjax.tokenizers import Characters
+
+experiment = Experiment(
+    name="shakespeare_char_cpu",
+    seed=1337,
+    model=zoo.nanogpt(layers=4, heads=4, width=128, context=64, unroll=4),
+    tokenizer=Characters(),
+    data=DataConfig(source=TextFiles(path="tinyshakespeare.txt")),
+    optimizer=AdamW(b1=0.9, b2=0.99, weight_decay=0.1, clip=1.0),
+    schedule=Cosine(peak=1e-3, warmup=0.05, floor=1e-4),
+    batch_size=12,
+    steps=2000,
+    evaluate_every=500,
+    checkpoint_every=1000,
+    sample_every=2000,
+)

@@ -1,0 +1,144 @@
+"""The Transformer against an independent float64 forward pass, and the laws that it keeps."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax import trees
+from lmjax.models import attention, transformer, zoo
+from lmjax.models.feedforward import Dense
+from lmjax.models.positions import Sinusoidal
+from lmjax.sharding import partition
+from tests import reference, tiny
+
+CONFIGS = {
+    "gpt2": tiny.gpt2(),
+    "nanogpt": tiny.gpt2(bias=False, feedforward=Dense(activation="gelu", bias=False)),
+    "relu_squared": tiny.gpt2(feedforward=Dense(activation="relu_squared", width=40)),
+    "llama": tiny.llama(),
+    "multi_query": tiny.llama(kv_heads=1, head_dim=12, qk_norm=False),
+}
+
+
+@partial(jax.jit, static_argnames="cfg")
+def logits(cfg, params, batch):
+    hidden, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+    return transformer.logits(transformer.unembedding(cfg, params), hidden)
+
+
+def spread(params):
+    """Biases and scales that are not 0 and 1, so that a forgotten one is seen."""
+    keys = iter(jax.random.split(jax.random.key(7), 100))
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("apart", [False, True])
+def test_equals_float64_reference(name, apart):
+    cfg = CONFIGS[name]
+    params = spread(transformer.init_params(cfg, jax.random.key(0)))
+    batch = tiny.batch(cfg, 2, apart=apart)
+    ours = np.asarray(logits(cfg, params, batch))
+    for row in range(2):
+        segments = batch.segments_BT[row] if apart else np.ones(cfg.context)
+        theirs = reference.logits(cfg, params, batch.tokens_BT[row], batch.positions_BT[row], segments)
+        assert np.abs(theirs).max() > 1  # an output near zero would hide anything
+        np.testing.assert_allclose(ours[row], theirs, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_counts_equal_the_published():
+    counts = {
+        ("gpt2", "small"): 124_439_808, ("gpt2", "medium"): 354_823_168, ("gpt2", "large"): 774_030_080,
+        ("gpt2", "xl"): 1_557_611_200, ("gpt3", "small"): 125_226_240, ("gpt3", "medium"): 355_871_744,
+        ("gpt3", "large"): 760_300_032, ("gpt3", "xl"): 1_315_723_264, ("gpt3", "2.7b"): 2_651_553_280,
+        ("gpt3", "6.7b"): 6_658_404_352, ("gpt3", "13b"): 12_853_386_240, ("gpt3", "175b"): 174_604_259_328,
+        ("llama", "2-7b"): 6_738_415_616, ("llama", "2-13b"): 13_015_864_320, ("llama", "2-70b"): 68_976_648_192,
+        ("llama", "3-8b"): 8_030_261_248, ("llama", "3-70b"): 70_553_706_496,
+    }  # fmt: skip
+    for (family, size), count in counts.items():
+        assert trees.count(transformer.abstract_params(getattr(zoo, family)(size))) == count, (family, size)
+    small = zoo.nanogpt(layers=4, heads=4, width=128, context=64, vocab=65)
+    assert trees.count(transformer.abstract_params(small)) == 804_096
+    assert trees.count(transformer.abstract_params(zoo.nanogpt(vocab=50_257))) == 124_337_664
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "sinusoidal"])
+@pytest.mark.parametrize("kernel", [attention.Reference(), attention.Blocks(size=5)], ids=["reference", "blocks"])
+def test_causal_by_gradient(name, kernel):
+    cfg = {"gpt2": tiny.gpt2(), "llama": tiny.llama(), "sinusoidal": tiny.gpt2(positions=Sinusoidal())}[name]
+    cfg = replace(cfg, context=12, kernel=kernel, tied=False)
+    params = transformer.init_params(cfg, jax.random.key(0))
+    # every token its own id, so that a row of the embedding's gradient is one place
+    tokens_BT = jnp.arange(12)[None]
+
+    def sums_T(embedding):
+        hidden, _ = transformer.hidden(cfg, params | {"embedding": embedding}, tokens_BT, tokens_BT)
+        return transformer.logits(params["unembedding"], hidden)[0].sum(-1)
+
+    influence_TS = np.abs(jax.jit(jax.jacobian(sums_T))(params["embedding"])[:, :12]).sum(-1)
+    assert (influence_TS[np.triu_indices(12, 1)] == 0).all()
+    assert (influence_TS[np.tril_indices(12)] > 0).all()
+
+
+def test_changing_a_token_leaves_earlier_logits_bitwise():
+    cfg = tiny.llama()
+    params = transformer.init_params(cfg, jax.random.key(0))
+    batch = tiny.batch(cfg, 1)
+    changed = batch.tokens_BT.copy()
+    changed[0, 20] = (changed[0, 20] + 1) % cfg.vocab
+    before, after = logits(cfg, params, batch), logits(cfg, params, replace(batch, tokens_BT=changed))
+    assert (before[0, :20] == after[0, :20]).all()
+    assert (before[0, 20:] != after[0, 20:]).any(axis=-1).all()
+
+
+@pytest.mark.parametrize("change", [{"unroll": 2}, {"remat": "products"}, {"remat": "everything"}])
+def test_scan_equals_unrolled_and_recomputed(change):
+    """One layout of the parameters, the same losses and gradients."""
+    cfg, other = tiny.gpt2(layers=4), tiny.gpt2(layers=4, **change)
+    params = transformer.init_params(cfg, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, transformer.init_params(other, jax.random.key(0)))
+    batch = tiny.batch(cfg, 2)
+
+    def loss(params, cfg):
+        return (logits(cfg, params, batch) ** 2).mean()
+
+    (a, ga), (b, gb) = (jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, c) for c in (cfg, other))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    # a key's bias has no gradient but rounding, so the largest of all leaves is the measure
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(ga))
+    for x, y in zip(jax.tree.leaves(ga), jax.tree.leaves(gb), strict=True):
+        assert np.abs(x - y).max() <= 1e-5 * largest
+
+
+def test_bfloat16_computes_over_float32_parameters():
+    cfg = tiny.gpt2()
+    params = transformer.init_params(cfg, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    batch = tiny.batch(cfg, 2)
+    exact, rounded = logits(cfg, params, batch), logits(replace(cfg, dtype="bfloat16"), params, batch)
+    assert rounded.dtype == jnp.float32
+    error = np.abs(exact - rounded).max() / np.abs(exact).max()
+    assert 1e-5 < error < 0.05
+
+
+def test_every_weight_names_its_axes():
+    for cfg in (tiny.gpt2(), tiny.llama()):
+        names, shapes = transformer.param_names(cfg), transformer.abstract_params(cfg)
+        leaves = jax.tree.leaves(names, is_leaf=lambda x: isinstance(x, tuple))
+        for axes, leaf in zip(leaves, jax.tree.leaves(shapes), strict=True):
+            assert len(axes) == leaf.ndim
+            partition(axes, leaf.shape, {"fsdp": 1, "tensor": 1})
+    with pytest.raises(ValueError, match=r"'lenght' is not in sharding.RULES"):
+        partition(("batch", "lenght"), (2, 2), {"data": 1})
+
+
+def test_initialisation_is_scaled_by_depth():
+    cfg = tiny.gpt2(layers=8, width=64, init_std=0.02)
+    blocks = transformer.init_params(cfg, jax.random.key(0))["blocks"]
+    assert np.std(blocks["attention"]["q"]["kernel"]) == pytest.approx(0.02, rel=0.03)
+    assert np.std(blocks["feedforward"]["down"]["kernel"]) == pytest.approx(0.02 / 4, rel=0.03)
+    assert np.std(blocks["attention"]["out"]["kernel"]) == pytest.approx(0.02 / 4, rel=0.03)

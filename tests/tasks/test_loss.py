@@ -1,0 +1,120 @@
+"""Cross-entropy against float64, and its sums."""
+
+from dataclasses import replace
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.models import transformer
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.loss import cross_entropy, vocabulary_loss
+from tests import tiny
+
+
+def oracle(logits, targets, weights, smoothing=0.0, z_loss=0.0):
+    logits = np.asarray(logits, np.float64)
+    log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    V = logits.shape[-1]
+    total = 0.0
+    for index in np.ndindex(*targets.shape):
+        wanted = np.full(V, smoothing / V)
+        wanted[targets[index]] += 1 - smoothing
+        nats = -(wanted * (logits[index] - log_z[index])).sum() + z_loss * log_z[index] ** 2
+        total += nats * weights[index]
+    return total
+
+
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.2, 1e-3)])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_equals_float64(smoothing, z_loss, scale):
+    rng = np.random.default_rng(0)
+    logits = (scale * rng.normal(size=(2, 5, 11))).astype(np.float32)
+    targets, weights = rng.integers(0, 11, (2, 5)), rng.integers(0, 2, (2, 5)).astype(np.float32)
+    loss = cross_entropy(logits, targets, weights, label_smoothing=smoothing, z_loss=z_loss)
+    np.testing.assert_allclose(loss.total, oracle(logits, targets, weights, smoothing, z_loss), rtol=1e-6)
+    assert loss.weight == weights.sum()
+
+
+def test_uniform_logits_give_ln_v():
+    loss = cross_entropy(jnp.zeros((3, 65)), jnp.arange(3), jnp.ones(3))
+    assert float(loss.mean()) == pytest.approx(np.log(65), abs=1e-6)
+
+
+def test_untrained_model_starts_at_ln_v():
+    cfg = tiny.gpt2(init_std=0.02)
+    params = transformer.init_params(cfg, jax.random.key(0))
+    loss = CausalLM().held_out_loss(cfg, params, tiny.batch(cfg, 8))
+    assert float(loss.mean()) == pytest.approx(np.log(97), abs=0.1)
+
+
+def test_nothing_to_predict_is_zero_not_nan():
+    loss = cross_entropy(jnp.zeros((2, 5)), jnp.zeros(2, int), jnp.zeros(2))
+    assert float(loss.mean()) == 0.0
+
+
+def test_smoothing_and_z_loss_are_for_training_only():
+    cfg = tiny.gpt2()
+    params, batch = transformer.init_params(cfg, jax.random.key(0)), tiny.batch(cfg, 2)
+    plain, odd = CausalLM(), CausalLM(label_smoothing=0.1, z_loss=0.1)
+    assert plain.held_out_loss(cfg, params, batch).total == odd.held_out_loss(cfg, params, batch).total
+    assert plain.training_loss(cfg, params, batch, None).total == plain.held_out_loss(cfg, params, batch).total
+    assert plain.training_loss(cfg, params, batch, None).total != odd.training_loss(cfg, params, batch, None).total
+
+
+def test_chunks_give_the_same_loss_and_gradient():
+    cfg = tiny.gpt2()
+    params, batch = transformer.init_params(cfg, jax.random.key(0)), tiny.batch(cfg, 3, ragged=True)
+
+    def loss(params, chunk):
+        return CausalLM(loss_chunk=chunk, z_loss=1e-3).training_loss(cfg, params, batch, None).total
+
+    run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    whole, gradient = run(params, None)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(gradient))
+    for chunk in (1, 8):
+        part, other = run(params, chunk)
+        np.testing.assert_allclose(part, whole, rtol=1e-6)
+        differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), gradient, other)
+        assert max(jax.tree.leaves(differences)) < 1e-5 * largest
+
+
+def test_chunks_never_hold_more_than_a_chunk_of_logits():
+    """No array of the whole program, backward pass included, is as large as the logits of two chunks."""
+    B, T, D, V, chunk = 2, 64, 8, 1000, 8
+    hidden, matrix = jnp.ones((B, T, D)), jnp.ones((V, D))
+
+    def largest(chunk):
+        def loss(hidden, matrix):
+            return vocabulary_loss(hidden, matrix, jnp.zeros((B, T), int), jnp.ones((B, T)), chunk=chunk).total
+
+        sizes = []
+
+        def visit(jaxpr):
+            for equation in jaxpr.eqns:
+                sizes.extend(v.aval.size for v in equation.outvars)
+                for inner in jex.jaxprs_in_params(equation.params):
+                    visit(inner)
+
+        visit(jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, matrix).jaxpr)
+        return max(sizes)
+
+    assert largest(None) >= B * T * V
+    assert largest(chunk) < 2 * B * chunk * V
+
+
+def test_label_shift_happens_once():
+    """A model that copies the next token has no loss; one that copies its input does."""
+    cfg = tiny.gpt2()
+    batch = tiny.batch(cfg, 1)
+    rows = np.arange(cfg.context)
+    knows_next, repeats = np.zeros((1, cfg.context, cfg.vocab)), np.zeros((1, cfg.context, cfg.vocab))
+    knows_next[0, rows[:-1], batch.tokens_BT[0, 1:]] = 100
+    repeats[0, rows, batch.tokens_BT[0]] = 100
+    weights = np.ones((1, cfg.context))
+    weights[0, -1] = 0
+    batch = replace(batch, weights_BT=weights)
+    assert cross_entropy(knows_next, batch.targets_BT, weights).total < 1e-3
+    assert cross_entropy(repeats, batch.targets_BT, weights).total > 1000

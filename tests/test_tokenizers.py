@@ -1,0 +1,142 @@
+"""Tokenizers give back any text they promise to, and text never becomes a control token."""
+
+import json
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmjax import tokenizers
+from lmjax.errors import UserError
+from lmjax.tokenizers import Bytes, Characters, HuggingFace, SentencePiece
+from tests import tiny
+
+SAMPLE = tiny.text(30_000) + "\n  def f(x):\n    return x  # ü\n"
+
+
+@pytest.fixture(scope="module")
+def hf_directory(tmp_path_factory):
+    """A byte-level BPE as GPT-2 ships it, and its tokenizer.json."""
+    folder = tmp_path_factory.mktemp("hf")
+    bpe = hf.ByteLevelBPETokenizer()
+    bpe.train_from_iterator([SAMPLE], vocab_size=400, special_tokens=["<|endoftext|>"])
+    bpe.save_model(str(folder))
+    whole = tmp_path_factory.mktemp("hf-json")
+    bpe.save(str(whole / "tokenizer.json"))
+    return folder, whole
+
+
+@pytest.fixture(scope="module")
+def made(hf_directory):
+    folder, whole = hf_directory
+    return {
+        "Bytes": Bytes(bos=True, eos=True).build(list),
+        "SentencePiece": SentencePiece(vocab_size=400).build(lambda: [SAMPLE]),
+        "unigram": SentencePiece(vocab_size=400, algorithm="unigram").build(lambda: [SAMPLE]),
+        "vocab+merges": HuggingFace(path=str(folder), eos="<|endoftext|>").build(list),
+        "tokenizer.json": HuggingFace(path=str(whole), bos="<|endoftext|>").build(list),
+    }
+
+
+KINDS = ["Bytes", "SentencePiece", "unigram", "vocab+merges", "tokenizer.json"]
+HARD = [
+    "", " ", "  two  spaces ", "\ttab\r\nlone\rreturn\n\n", "NUL\0inside", "é e\u0301 漢字 😀 \U0001f1e9\U0001f1ea", "\u2581meta\u2581\u2581 space",
+    "<s></s><unk><pad><|endoftext|><0x41>", "\u202eright to left\u200d\ufeff", "x" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip_of_hard_texts(made, kind):
+    for text in HARD:
+        assert made[kind].decode(made[kind].encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_round_trip_of_any_text(made, kind, text):
+    assert made[kind].decode(made[kind].encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_never_yields_a_control_token(made, kind):
+    tokenizer = made[kind]
+    control = {i for i in (tokenizer.policy.bos, tokenizer.policy.eos) if i is not None}
+    assert control
+    assert not control & set(tokenizer.encode("<s></s><unk><|endoftext|> <s> </s>").tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_policy_puts_bos_and_eos_once_and_decode_leaves_them_out(made, kind):
+    tokenizer = made[kind]
+    ids, plain = tokenizer.encode_document("a text").tolist(), tokenizer.encode("a text").tolist()
+    before = [] if tokenizer.policy.bos is None else [tokenizer.policy.bos]
+    after = [] if tokenizer.policy.eos is None else [tokenizer.policy.eos]
+    assert ids == before + plain + after
+    assert tokenizer.decode(ids) == "a text"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded_is_the_same(made, kind, tmp_path):
+    made[kind].save(tmp_path)
+    loaded = tokenizers.load(tmp_path)
+    assert loaded.encode_document(SAMPLE).tolist() == made[kind].encode_document(SAMPLE).tolist()
+    assert (loaded.policy, loaded.vocab_size) == (made[kind].policy, made[kind].vocab_size)
+
+
+def test_huggingface_ids_are_the_librarys(hf_directory, made):
+    theirs = hf.Tokenizer.from_file(str(hf_directory[1] / "tokenizer.json"))
+    for kind in ("vocab+merges", "tokenizer.json"):
+        assert made[kind].encode(SAMPLE).tolist() == theirs.encode(SAMPLE).ids
+
+
+def test_sentencepiece_ids_are_the_librarys(made):
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=made["SentencePiece"].model)
+    assert made["SentencePiece"].encode(SAMPLE).tolist() == theirs.encode(SAMPLE)
+    assert len(made["SentencePiece"].encode(SAMPLE)) < len(SAMPLE) / 2
+
+
+def test_characters_are_in_order_and_a_strange_one_is_named():
+    tokenizer = Characters().build(lambda: ["hello", "\nworld😀"])
+    assert tokenizer.characters == "\ndehlorw😀"
+    assert tokenizer.decode(tokenizer.encode("hello\n😀")) == "hello\n😀"
+    with pytest.raises(UserError, match="character 'x' at position 2 is not among the 9"):
+        tokenizer.encode("hexd")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (HuggingFace(path="/nowhere"), "/nowhere: expected a tokenizer.json, or a directory with vocab.json"),
+        (SentencePiece(path="/nowhere.model"), "/nowhere.model: No such file"),
+    ],
+)
+def test_missing_files(config, message):
+    with pytest.raises(UserError, match=message):
+        config.build(list)
+
+
+def test_damaged_files(tmp_path, made):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer.json: not a tokenizer file"):
+        HuggingFace(path=str(tmp_path)).build(list)
+    (tmp_path / "x.model").write_bytes(b"\x00\x01")
+    with pytest.raises(UserError, match=r"x.model: not a SentencePiece model"):
+        SentencePiece(path=str(tmp_path / "x.model")).build(list)
+    made["Bytes"].save(tmp_path)
+    (tmp_path / "policy.json").write_text(json.dumps({"kind": "Bytes"}))
+    with pytest.raises(UserError, match=r"policy.json: damaged"):
+        tokenizers.load(tmp_path)
+
+
+def test_a_control_token_that_is_not_there_is_an_error(hf_directory):
+    with pytest.raises(UserError, match=r"tokenizer.bos: '<nope>' is not in the vocabulary"):
+        HuggingFace(path=str(hf_directory[0]), bos="<nope>").build(list)
+
+
+def test_bytes_are_utf8():
+    assert Bytes().build(list).encode("é😀").tolist() == list("é😀".encode())
+    assert Bytes().build(list).decode(np.array([255, 65])) == "\ufffdA"

@@ -1,0 +1,70 @@
+"""Small models, experiments and batches for the tests."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from lmjax.data.batch import Batch
+from lmjax.data.sources import TextFiles
+from lmjax.experiment import DataConfig, Experiment
+from lmjax.models.config import ModelConfig
+from lmjax.models.feedforward import Gated
+from lmjax.models.norms import RMSNorm
+from lmjax.models.positions import Rotary
+from lmjax.optim import AdamW, Cosine
+from lmjax.tokenizers import Bytes
+
+WORDS = "the a model reads words and learns what comes after them because every text has an order of its own".split()
+
+
+def text(characters: int, seed: int = 0) -> str:
+    """Lines of words in a random but repeatable order."""
+    rng = np.random.default_rng(seed)
+    words = rng.choice(WORDS, size=characters // 4)
+    lines = [" ".join(words[i : i + 9]) for i in range(0, len(words), 9)]
+    return "\n".join(lines)[:characters]
+
+
+def gpt2(**changes) -> ModelConfig:
+    """Learned positions, LayerNorm, biases, tied; weights large enough that attention is not flat."""
+    cfg = ModelConfig(layers=2, width=32, heads=4, context=32, vocab=97, init_std=0.2)
+    return replace(cfg, **changes)
+
+
+def llama(**changes) -> ModelConfig:
+    """Rotary positions, RMSNorm, gated, grouped keys, untied."""
+    cfg = ModelConfig(
+        layers=2, width=32, heads=4, kv_heads=2, context=32, vocab=97, init_std=0.2, positions=Rotary(),
+        norm=RMSNorm(), feedforward=Gated(width=48), bias=False, tied=False, qk_norm=True,
+    )  # fmt: skip
+    return replace(cfg, **changes)
+
+
+def experiment(path, **changes) -> Experiment:
+    """A byte model of a text file that trains a step in milliseconds, with dropout, accumulation and warm-up on."""
+    base = Experiment(
+        name="tiny", seed=3,
+        model=ModelConfig(layers=2, width=16, heads=2, context=16, dropout=0.1),
+        tokenizer=Bytes(), data=DataConfig(source=TextFiles(path=str(path))),
+        optimizer=AdamW(b2=0.95), schedule=Cosine(peak=1e-2, warmup=0.3, floor=1e-3),
+        batch_size=16, microbatches=2, steps=20, evaluate_every=10, checkpoint_every=5, sample_every=20,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def batch(cfg: ModelConfig, rows: int, *, seed: int = 0, apart: bool = False, ragged: bool = False) -> Batch:
+    """Random tokens. apart: two documents a row. ragged: each row counts another number of its targets."""
+    rng = np.random.default_rng(seed)
+    T = cfg.context
+    ids_BS = rng.integers(0, cfg.vocab, (rows, T + 1), dtype=np.int32)
+    positions_BT = np.tile(np.arange(T, dtype=np.int32), (rows, 1))
+    weights_BT = np.ones((rows, T), np.float32)
+    segments_BT = None
+    if apart:
+        cut = T // 3
+        segments_BT = np.tile((np.arange(T) >= cut).astype(np.int32) + 1, (rows, 1))
+        positions_BT = np.where(segments_BT == 2, positions_BT - cut, positions_BT)
+        weights_BT[:, cut - 1] = 0
+    if ragged:
+        weights_BT *= np.arange(T) < rng.integers(1, T, (rows, 1))
+    return Batch(ids_BS[:, :-1], positions_BT, segments_BT, ids_BS[:, 1:], weights_BT)

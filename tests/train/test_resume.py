@@ -1,0 +1,180 @@
+"""Interrupted runs equal uninterrupted ones, bit for bit: dropout, accumulation, warm-up and mixtures on."""
+
+import json
+import signal
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax import checkpoint
+from lmjax.data.sources import Mixture, TextFiles, Weighted
+from lmjax.errors import UserError
+from lmjax.experiment import DataConfig
+from lmjax.load import load_run
+from lmjax.models.config import ModelConfig
+from lmjax.optim import AdamW, Muon
+from lmjax.sharding import Mesh
+from lmjax.train import loop
+from lmjax.train.report import Report
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def one_device_by_default(monkeypatch):
+    """The runs here use one device unless they ask for more."""
+    monkeypatch.setattr(loop, "environment", dict)
+
+
+def experiment(path, tmp_path, **changes):
+    other = tmp_path / "other.txt"
+    other.write_text(tiny.text(6000, seed=9))
+    source = Mixture(parts=(Weighted(source=TextFiles(path=str(path)), weight=2.0), Weighted(source=TextFiles(path=str(other)))))
+    base = tiny.experiment(path, data=DataConfig(source=source, documents="apart"))
+    return replace(base, **changes)
+
+
+def stop_at(monkeypatch, *steps):
+    """SIGTERM to this process as soon as these steps are sent off, each once."""
+    waiting, report_step = list(steps), Report.step
+
+    def step(self, number, *rest):
+        report_step(self, number, *rest)
+        if waiting and number == waiting[0]:
+            waiting.pop(0)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Report, "step", step)
+
+
+def run(exp, directory, stops=(), monkeypatch=None):
+    """Train to the end, as often interrupted as there are stops."""
+    if stops:
+        stop_at(monkeypatch, *stops)
+    for step in stops:
+        with pytest.raises(loop.Stopped) as stopped:
+            loop.train(exp, directory)
+        assert stopped.value.code == 143
+        assert checkpoint.steps_on_disk(directory / "checkpoints")[-1] == step
+    loop.train(exp, directory)
+    return directory
+
+
+def metrics(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(directory):
+    return [(m["step"], m["loss"], m["grad_norm"], m["learning_rate"]) for m in metrics(directory) if "loss" in m]
+
+
+def arrays(directory):
+    """Every file content of the last checkpoint that is an array, by leaf: parameters, moments and step."""
+    exp = load_run(directory).experiment
+    from lmjax import optim
+    from lmjax.train import state
+
+    optimizer = optim.transform(exp.optimizer, exp.schedule, exp.steps)
+    abstract = jax.eval_shape(lambda: state.fresh(exp.model, optimizer, 0))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract)
+    manifest = checkpoint.newest_good(directory / "checkpoints", print)
+    params, rest = checkpoint.restore(directory / "checkpoints", manifest, abstract.params, loop.rest(abstract))
+    return [np.asarray(x) for x in jax.tree.leaves((params, rest))]
+
+
+def assert_same_run(a, b):
+    assert losses(a) == losses(b)
+    evaluations = [[m for m in metrics(d) if "eval_loss" in m] for d in (a, b)]
+    assert evaluations[0] == evaluations[1]
+    assert all((x == y).all() for x, y in zip(arrays(a), arrays(b), strict=True))
+    assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(b2=0.95), Muon()], ids=["adamw", "muon"])
+def test_interrupted_equals_uninterrupted(optimizer, text_file, tmp_path, monkeypatch):
+    exp = experiment(text_file, tmp_path, optimizer=optimizer)
+    straight = run(exp, tmp_path / "straight")
+    assert [m[0] for m in losses(straight)] == list(range(1, 21))
+    assert_same_run(straight, run(exp, tmp_path / "again"))
+    assert_same_run(straight, run(exp, tmp_path / "10+10", [10], monkeypatch))
+    assert_same_run(straight, run(exp, tmp_path / "5+5+10", [5, 10], monkeypatch))
+    # between checkpoints and evaluations, and before the first
+    assert_same_run(straight, run(exp, tmp_path / "3+4+6+7", [3, 7, 13], monkeypatch))
+
+
+def test_evaluating_and_saving_change_nothing(text_file, tmp_path):
+    exp = experiment(text_file, tmp_path)
+    often = run(replace(exp, evaluate_every=1, checkpoint_every=1, sample_every=3), tmp_path / "often")
+    seldom = run(replace(exp, evaluate_every=20, checkpoint_every=20), tmp_path / "seldom")
+    assert losses(often) == losses(seldom)
+    assert all((x == y).all() for x, y in zip(arrays(often), arrays(seldom), strict=True))
+
+
+def test_resumes_on_another_mesh(text_file, tmp_path, monkeypatch):
+    """Saved by eight devices, continued by one and by 2 x 2 x 2: the state bitwise, the losses within 1e-5."""
+    model = ModelConfig(layers=2, width=16, heads=2, context=16, dropout=0.1)
+    exp = experiment(text_file, tmp_path, model=model, microbatches=1, batch_size=8, mesh=Mesh(data=1, fsdp=8))
+    straight = run(exp, tmp_path / "straight")
+    for name, mesh in {"mixed": Mesh(data=2, fsdp=2, tensor=2), "data": Mesh(data=8)}.items():
+        directory = tmp_path / name
+        stop_at(monkeypatch, 10)
+        with pytest.raises(loop.Stopped):
+            loop.train(exp, directory)
+        loop.train(replace(exp, mesh=mesh), directory, accept_changes=True)
+        ours, theirs = (np.array([m[1] for m in losses(d)]) for d in (directory, straight))
+        assert (ours[:10] == theirs[:10]).all()
+        np.testing.assert_allclose(ours[10], theirs[10], rtol=1e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+
+
+def test_a_finished_run_says_so_and_more_steps_go_on(text_file, tmp_path, capsys):
+    exp = experiment(text_file, tmp_path)
+    directory = run(exp, tmp_path / "run")
+    before = (directory / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    loop.train(exp, directory)
+    assert "finished: step 20 of 20" in capsys.readouterr().out
+    assert (directory / "metrics.jsonl").read_text() == before
+    loop.train(replace(exp, steps=30), directory)
+    assert "changed since the run began: steps: 20 -> 30" in capsys.readouterr().out
+    assert [m[0] for m in losses(directory)] == list(range(1, 31))
+    with pytest.raises(UserError, match="steps: 30 -> 25"):
+        loop.train(replace(exp, steps=25), directory)
+
+
+def test_another_experiment_or_another_text_is_refused_with_the_difference(text_file, tmp_path):
+    exp = experiment(text_file, tmp_path)
+    directory = run(exp, tmp_path / "run")
+    kept = {f: f.read_bytes() for f in directory.rglob("*") if f.is_file() and f.name != ".lock"}
+    with pytest.raises(UserError, match=r"holds a run of another experiment: optimizer.b2: 0.95 -> 0.9 \(--run DIR"):
+        loop.train(replace(exp, optimizer=AdamW(b2=0.9)), directory)
+    text_file.write_text(text_file.read_text() + " more")
+    with pytest.raises(UserError, match="the text behind data.source changed"):
+        loop.train(exp, directory)
+    assert kept == {f: f.read_bytes() for f in directory.rglob("*") if f.is_file() and f.name != ".lock"}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_state_is_saved(text_file, tmp_path):
+    exp = experiment(text_file, tmp_path, optimizer=AdamW(clip=None), checkpoint_every=1, evaluate_every=20)
+    exp = replace(exp, schedule=replace(exp.schedule, peak=1e30, warmup=0.0, floor=0.0))
+    with pytest.raises(UserError, match=r"step 2: loss .*stopped before the state was saved\. The batch of step 2 has"):
+        loop.train(exp, tmp_path / "run")
+    assert checkpoint.steps_on_disk(tmp_path / "run" / "checkpoints") == [1]
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly_and_the_run_is_the_same(text_file, tmp_path, capsys, monkeypatch):
+    exp = experiment(text_file, tmp_path)
+    straight = run(exp, tmp_path / "straight")
+    stop_at(monkeypatch, 12)
+    with pytest.raises(loop.Stopped):
+        loop.train(exp, tmp_path / "run")
+    big = max((tmp_path / "run" / "checkpoints" / "12").rglob("*"), key=lambda f: f.stat().st_size if f.is_file() else 0)
+    content = bytearray(big.read_bytes())
+    content[len(content) // 2] ^= 1
+    big.write_bytes(content)
+    capsys.readouterr()
+    loop.train(exp, tmp_path / "run")
+    assert "WARNING: going back to step 10: damaged checkpoint" in capsys.readouterr().out
+    assert_same_run(straight, tmp_path / "run")
