@@ -1,6 +1,6 @@
-"""nanoGPT's CPU recipe for tinyshakespeare by characters (config/train_shakespeare_char.py with the README's overrides).
+"""nanoGPT's CPU recipe for tinyshakespeare by characters (train_shakespeare_char.py, the README's overrides).
 
-    python run.py --config experiments/shakespeare_char_cpu.py --data.source.path=FILE
+python run.py --config experiments/shakespeare_char_cpu.py --data.source.path=FILE
 """
 
 from lmjax.data.sources import TextFiles

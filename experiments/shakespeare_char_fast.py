@@ -1,6 +1,6 @@
 """The best recipe found for tinyshakespeare by characters in 85 seconds on two CPU cores.
 
-    python run.py --config experiments/shakespeare_char_fast.py --data.source.path=FILE
+python run.py --config experiments/shakespeare_char_fast.py --data.source.path=FILE
 """
 
 from lmjax.data.sources import TextFiles
@@ -15,8 +15,16 @@ from lmjax.tokenizers import Characters
 experiment = Experiment(
     name="shakespeare_char_fast",
     model=ModelConfig(
-        layers=4, width=128, heads=4, context=128, positions=Rotary(), norm=RMSNorm(), qk_norm=True, bias=False,
-        feedforward=Dense(activation="relu_squared", bias=False), unroll=4,
+        layers=4,
+        width=128,
+        heads=4,
+        context=128,
+        positions=Rotary(),
+        norm=RMSNorm(),
+        qk_norm=True,
+        bias=False,
+        feedforward=Dense(activation="relu_squared", bias=False),
+        unroll=4,
     ),
     tokenizer=Characters(),
     data=DataConfig(source=TextFiles(path="tinyshakespeare.txt")),

@@ -6,6 +6,7 @@ that the manifest names: Orbax alone loads flipped bits and half-written directo
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import warnings
@@ -61,7 +62,9 @@ class Checkpoints:
         self.wait()
         trees_to_save = {"params": params, "rest": dict(trees.named_leaves(rest))}
         with telling_of_full_disk(self.directory):
-            response = ocp.save_checkpointables_async((self.directory / str(step)).absolute(), trees_to_save, overwrite=True)
+            response = ocp.save_checkpointables_async(
+                (self.directory / str(step)).absolute(), trees_to_save, overwrite=True
+            )
         leaves = {name: [list(x.shape), str(x.dtype)] for name, x in trees.named_leaves(trees_to_save)}
         self._last = self._writer.submit(self._finish, response, step, leaves, eval_loss)
 
@@ -120,6 +123,11 @@ def best_step(found: dict[int, Manifest]) -> int | None:
     """The step of the lowest held-out loss, the earliest of equals; None where none was evaluated."""
     judged = [(m.eval_loss, step) for step, m in found.items() if m.eval_loss is not None]
     return min(judged)[1] if judged else None
+
+
+def best_loss(directory: Path) -> float:
+    """The lowest held-out loss of any checkpoint; infinite where none was evaluated."""
+    return min((m.eval_loss for m in manifests(directory).values() if m.eval_loss is not None), default=math.inf)
 
 
 def verify(directory: Path, step: int) -> Manifest:

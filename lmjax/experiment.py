@@ -76,7 +76,7 @@ class Experiment:
             raise ValueError(f"model.context {self.model.context} is not a multiple of task.loss_chunk {chunk}")
 
     def with_vocab(self, tokenizer_size: int) -> "Experiment":
-        """This experiment with the model's vocabulary filled in. Raises UserError where the tokenizer's does not fit."""
+        """With the model's vocabulary filled in. Raises UserError where the tokenizer's does not fit."""
         vocab = self.model.vocab or tokenizer_size
         if vocab < tokenizer_size:
             raise UserError(f"model.vocab {vocab} is smaller than the tokenizer's {tokenizer_size} ids")

@@ -74,9 +74,7 @@ class Muon:
 
     def direction(self) -> optax.GradientTransformation:
         orthogonal = optax.chain(
-            scale_by_muon(
-                ns_steps=self.newton_schulz_steps, beta=self.beta, weight_dimension_numbers=_muon_axes
-            ),
+            scale_by_muon(ns_steps=self.newton_schulz_steps, beta=self.beta, weight_dimension_numbers=_muon_axes),
             scale_by_shape(weight_dimension_numbers=_muon_axes),
         )
         adam = optax.chain(optax.scale_by_adam(self.b1, self.b2, self.eps), optax.scale(self.adam_scale))
@@ -108,9 +106,7 @@ def _muon_axes(params):
         inputs = x.ndim - 2 if name.endswith("out/kernel") else 1
         return MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, x.ndim)))
 
-    return jax.tree.map(
-        lambda x, name: axes(name, x), params, map_named(lambda name, _: name, params)
-    )
+    return jax.tree.map(lambda x, name: axes(name, x), params, map_named(lambda name, _: name, params))
 
 
 @dataclass(frozen=True, kw_only=True)

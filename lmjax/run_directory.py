@@ -20,7 +20,7 @@ from lmjax.tokenizers import Tokenizer
 
 
 class RunDirectory:
-    """Paths and small files. `lock` before writing anything."""
+    """Paths and small files. `lock` before writing anything; as a context manager, leaving unlocks."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -63,10 +63,12 @@ class RunDirectory:
         self._lock.write(f"process {os.getpid()} on {platform.node()}")
         self._lock.flush()
 
-    def unlock(self) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
         if self._lock is not None:
             self._lock.close()
-            self._lock = None
 
     def write_json(self, name: str, value) -> None:
         write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
@@ -109,7 +111,9 @@ class RunDirectory:
         changes = configs.differences(configs.to_tree(stored), configs.to_tree(experiment))
         grown = len(changes) == 1 and stored.steps < experiment.steps
         if (before := self.read_json("data.json")) != data:
-            changes += [f"data: {before['fingerprints']} -> {data['fingerprints']}, the text behind data.source changed"]
+            changes += [
+                f"data: {before['fingerprints']} -> {data['fingerprints']}, the text behind data.source changed"
+            ]
             grown = False
         if changes and not grown and not accept_changes:
             raise UserError(

@@ -96,7 +96,7 @@ def partition(names, shape, sizes: dict[str, int], *, strict: bool = True) -> Pa
 
 
 class Named(nn.Partitioned):
-    """A weight with its axes' logical names. Flax's own box would take these for names of mesh axes when it is opened."""
+    """A weight with its axes' logical names. Flax's own box takes these for mesh axes when it is opened."""
 
     def unbox(self, apply_constraint=True):
         return self.value
@@ -109,7 +109,7 @@ def named(init, names: tuple[str, ...]):
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Split x over the mesh in use by the logical names of its axes; without a mesh, x itself. An axis that does not
-    divide stays whole (one prompt on eight devices); what must divide is checked where weights and batches are placed."""
+    divide stays whole (one prompt on eight devices); what must divide is checked where weights are placed."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x

@@ -34,7 +34,9 @@ def test_round_trip_is_bitwise_and_params_load_alone(tmp_path):
     manifest = checkpoint.newest_good(tmp_path / "c", print)
     params, rest = checkpoint.restore(tmp_path / "c", manifest, abstract(PARAMS), abstract(REST))
     assert jax.tree.structure(rest) == jax.tree.structure(REST)
-    for got, put in zip(jax.tree.leaves((params, rest)), jax.tree.leaves((jax.tree.map(lambda x: x + 5, PARAMS), REST))):
+    for got, put in zip(
+        jax.tree.leaves((params, rest)), jax.tree.leaves((jax.tree.map(lambda x: x + 5, PARAMS), REST))
+    ):
         assert got.dtype == put.dtype
         assert (np.asarray(got) == np.asarray(put)).all()
     alone, nothing = checkpoint.restore(tmp_path / "c", manifest, abstract(PARAMS))
@@ -64,7 +66,9 @@ def test_restores_onto_any_mesh(tmp_path, mesh):
         checkpoints.save(1, {"w": jax.device_put(jnp.arange(64.0).reshape(8, 8), split)}, REST, None)
     target = jax.sharding.NamedSharding(build_mesh(mesh), jax.sharding.PartitionSpec(None, ("data", "fsdp")))
     manifest = checkpoint.newest_good(tmp_path / "c", print)
-    loaded, _ = checkpoint.restore(tmp_path / "c", manifest, {"w": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=target)})
+    loaded, _ = checkpoint.restore(
+        tmp_path / "c", manifest, {"w": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=target)}
+    )
     assert loaded["w"].sharding.is_equivalent_to(target, 2)
     assert (np.asarray(loaded["w"]) == np.arange(64.0).reshape(8, 8)).all()
 

@@ -20,7 +20,7 @@ SHAPES = {"a": {"kernel": (6, 4)}, "b": {"bias": (4,), "scale": (3,)}}
 def run(optimizer, schedule, steps=10):
     """Parameters after some steps on made-up gradients, ours in float32; and the gradients."""
     rng = np.random.default_rng(0)
-    shaped = lambda: jax.tree.map(lambda s: rng.normal(size=s), SHAPES, is_leaf=lambda s: isinstance(s, tuple))  # noqa: E731
+    shaped = lambda: jax.tree.map(lambda s: rng.normal(size=s), SHAPES, is_leaf=lambda s: isinstance(s, tuple))
     first, gradients = shaped(), [shaped() for _ in range(steps)]
     tx = optim.transform(optimizer, schedule, steps)
     params = jax.tree.map(jnp.float32, first)
@@ -157,7 +157,7 @@ def test_cosine_equals_nanogpt():
 
 
 def test_other_schedules():
-    rates = lambda schedule: [float(schedule.rate(i, 10)) for i in range(11)]  # noqa: E731
+    rates = lambda schedule: [float(schedule.rate(i, 10)) for i in range(11)]
     assert rates(Constant(peak=2.0)) == [2.0] * 11
     np.testing.assert_allclose(rates(Linear(peak=1.0, floor=0.5)), np.linspace(1, 0.5, 11), rtol=1e-6)
     wanted = [0.5, *[1.0] * 6, 0.875, 0.75, 0.625, 0.5]

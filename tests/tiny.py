@@ -14,7 +14,28 @@ from lmjax.models.positions import Rotary
 from lmjax.optim import AdamW, Cosine
 from lmjax.tokenizers import Bytes
 
-WORDS = "the a model reads words and learns what comes after them because every text has an order of its own".split()
+WORDS = [
+    "the",
+    "a",
+    "model",
+    "reads",
+    "words",
+    "and",
+    "learns",
+    "what",
+    "comes",
+    "after",
+    "them",
+    "because",
+    "every",
+    "text",
+    "has",
+    "an",
+    "order",
+    "of",
+    "its",
+    "own",
+]
 
 
 def text(characters: int, seed: int = 0) -> str:

@@ -63,7 +63,7 @@ class Batches:
         return windows.read(self.streams[part], starts, self.length, apart=self.apart)
 
     def ahead(self, first: int, last: int, prepare=lambda batch: batch):
-        """(step, prepare(batch)) for these steps, made by a thread a few steps ahead, so that the device never waits."""
+        """(step, prepare(batch)) for these steps, made by a thread a few steps ahead: the device never waits."""
         with ThreadPoolExecutor(1) as pool:
             waiting = deque()
             for step in range(first, last + 1):

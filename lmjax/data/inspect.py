@@ -34,7 +34,9 @@ def round_trip(tokenizer: Tokenizer, texts: list[str]) -> str:
     for number, text in enumerate(texts):
         back = tokenizer.decode(tokenizer.encode(text))
         if back != text:
-            at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back))
+            )
             return (
                 f"round trip: NOT exact: held-out document {number} parts at character {at}: "
                 f"{text[at : at + 20]!r} became {back[at : at + 20]!r}"

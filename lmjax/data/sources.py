@@ -117,8 +117,8 @@ class JsonLines(Source):
 class Tfds(Source):
     """A prepared TensorFlow dataset, read without TensorFlow (extra [tfds]; format array_record).
 
-    name: as in `tfds.builder`, looked for under data_dir, or where it is None in TFDS's own default; or, as `directory`,
-    the folder with its features.json. split, feature: which part, and which text feature is a document.
+    name: as in `tfds.builder`, looked for under data_dir, or where that is None in TFDS's own place. directory: the folder
+    with its features.json, instead of a name. part: such as "train". feature: the one whose text is a document.
     """
 
     name: str | None = None

@@ -67,7 +67,7 @@ def held_out(experiment: Experiment, loss_of, params, stream: TokenStream, mesh:
     losses = jax.device_get(losses)
     # float64: a float32 sum of a million losses loses the fourth digit
     nats = float(np.sum([loss.total for loss in losses], dtype=np.float64))
-    tokens = int(round(float(np.sum([loss.weight for loss in losses], dtype=np.float64))))
+    tokens = round(float(np.sum([loss.weight for loss in losses], dtype=np.float64)))
     return HeldOut(nats, tokens, stream.text_bytes, protocol(length, stream, apart))
 
 

@@ -48,8 +48,7 @@ def decode(cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limi
         return next_token(transformer.logits(matrix_VD, last_BD), how, keys)
 
     def go_on(carry):
-        index, _, _, _, counts_B, done_B = carry
-        return ~jnp.all(done_B)
+        return ~jnp.all(carry[-1])
 
     def write(carry):
         index, cache, last_BD, out_BS, counts_B, done_B = carry
@@ -59,9 +58,7 @@ def decode(cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limi
         done_B = done_B | (token_B == stop) | (counts_B >= limits_B)
         # a row that is done writes outside the cache, where it is dropped
         position_B1 = jnp.where(done_B, S, lengths_B + index)[:, None]
-        hidden_B1D, cache = transformer.hidden(
-            cfg, params, token_B[:, None], position_B1, cache=cache
-        )
+        hidden_B1D, cache = transformer.hidden(cfg, params, token_B[:, None], position_B1, cache=cache)
         return index + 1, cache, hidden_B1D[:, 0], out_BS, counts_B, done_B
 
     start = (0, cache, last_BD, jnp.zeros((B, S), jnp.int32), jnp.zeros(B, jnp.int32), limits_B <= 0)

@@ -12,8 +12,8 @@ from lmjax.errors import UserError
 @dataclass(frozen=True)
 class Choice:
     """How a token is chosen. temperature 0: the most probable. top_k: only among so many (0: no limit). top_p: only
-    among the most probable that together reach this probability (arXiv:1904.09751). min_p: only those with at least this
-    share of the highest probability (arXiv:2407.01082). All three limits look at the distribution after temperature."""
+    among the most probable that together reach this probability (arXiv:1904.09751). min_p: only those with at least
+    this share of the highest probability (arXiv:2407.01082). The limits look at the distribution after temperature."""
 
     temperature: jax.Array
     top_k: jax.Array

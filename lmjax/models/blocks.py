@@ -50,17 +50,13 @@ class AttentionLayer(nn.Module):
             q_BTNH, k_BTKH = rotate(q_BTNH, angles), rotate(k_BTKH, angles)
         if cache is None:
             key = self.make_rng("dropout") if self.training and cfg.dropout else None
-            z_BTNH = attention.attend(
-                q_BTNH, k_BTKH, v_BTKH, segments_BT, cfg.kernel, rate=cfg.dropout, key=key
-            )
+            z_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, cfg.kernel, rate=cfg.dropout, key=key)
         else:
             cache = append(cache, k_BTKH, v_BTKH, positions_BT)
             # a slot holds the key of its own position: what lies after the query is either padding or not yet written
             mask_BTS = positions_BT[:, :, None] >= jnp.arange(cache.k_BSKH.shape[1])
             z_BTNH = attention.masked(q_BTNH, cache.k_BSKH, cache.v_BSKH, mask_BTS)
-        out = Projection(
-            (cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, cfg.bias, name="out"
-        )
+        out = Projection((cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, cfg.bias, name="out")
         return constrain(out(z_BTNH), "batch", "length", "embed"), cache
 
 

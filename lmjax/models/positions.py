@@ -23,7 +23,7 @@ class Sinusoidal:
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Pairs (i, i + H/2) of each query and key turned by position x theta^(-2i/H), the order of Llama in transformers."""
+    """Pairs (i, i + H/2) of queries and keys turned by position x theta^(-2i/H), transformers' order for Llama."""
 
     theta: float = 10_000.0
     needs_even_heads: ClassVar[bool] = True

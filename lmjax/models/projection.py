@@ -4,7 +4,6 @@ import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from lmjax.sharding import named
 

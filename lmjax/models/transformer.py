@@ -28,20 +28,14 @@ class Transformer(nn.Module):
     def setup(self):
         cfg = self.cfg
         init = nn.initializers.normal(cfg.init_std)
-        self.embedding = self.param(
-            "embedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width)
-        )
+        self.embedding = self.param("embedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
         if isinstance(cfg.positions, pos.Learned):
-            self.position_table = self.param(
-                "positions", named(init, ("length", "embed")), (cfg.context, cfg.width)
-            )
+            self.position_table = self.param("positions", named(init, ("length", "embed")), (cfg.context, cfg.width))
         self.blocks = stack(cfg, self.training, "blocks")
         self.final_norm = Normalise(cfg.norm)
         self.dropout = nn.Dropout(cfg.dropout, deterministic=not self.training)
         if not cfg.tied:
-            self.unembedding = self.param(
-                "unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width)
-            )
+            self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
 
     def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache: LayerCache | None = None):
         cfg = self.cfg

@@ -35,52 +35,57 @@ class Stopped(Exception):
 
 def train(experiment: Experiment, run_path: Path, *, accept_changes: bool = False) -> None:
     """Begin or go on with the run in `run_path`. Raises UserError, and Stopped after SIGTERM or Ctrl-C."""
-    screen, run = Screen(experiment.steps), RunDirectory(run_path)
-    prepared = prepare(experiment, run)
-    experiment = prepared.experiment
-    changes = open_run(run, prepared, accept_changes, screen)
-    with jax.set_mesh(prepared.mesh), StopSignals() as stop:
+    screen = Screen(experiment.steps)
+    with RunDirectory(run_path) as run:
+        prepared = prepare(experiment, run)
+        experiment = prepared.experiment
+        changes = open_run(run, prepared, accept_changes, screen)
         optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
-        state = resume(run, prepared, optimizer, screen)
-        done = int(state.step)
-        if done >= experiment.steps:
-            screen.say(f"finished: step {done} of {experiment.steps} in {run.path}; --steps=N goes on to a later one")
-            return
-        screen.say(trees.table(state.params))
-        for line in [in_force(prepared), *changes]:
-            screen.say(line)
-        step_function = compile_step(experiment, optimizer, prepared.mesh)
-        loss_of = compile_loss(experiment)
-        rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=experiment.steps))(np.arange(experiment.steps)))
-        best = min((m.eval_loss for m in checkpoint.manifests(run.checkpoints).values() if m.eval_loss), default=np.inf)
-        place = partial(place_batch, mesh=prepared.mesh)
-        with (
-            Checkpoints(run.checkpoints, experiment.keep_checkpoints) as checkpoints,
-            Report(run, experiment, trees.count(state.params), done, screen) as report,
-        ):
-            for step, batch in prepared.batches.ahead(done + 1, experiment.steps, place):
-                state, metrics = step_function(state, batch)
-                report.step(step, metrics, float(rates[step - 1]), partial(describe, prepared, step))
+        with jax.set_mesh(prepared.mesh):
+            state = resume(run, prepared, optimizer, screen)
+            if int(state.step) == experiment.steps:
+                screen.say(f"finished: step {experiment.steps} of {experiment.steps} in {run.path}; --steps=N goes on")
+                return
+            screen.say(trees.table(state.params))
+            for line in [in_force(prepared), *changes]:
+                screen.say(line)
+            run_steps(run, prepared, optimizer, state, screen)
 
-                result = None
-                if due(step, experiment.evaluate_every, experiment.steps):
-                    report.settle()
-                    result = held_out(experiment, loss_of, state.params, prepared.held_out, prepared.mesh)
-                    report.evaluation(step, result.metrics())
-                if due(step, experiment.sample_every, experiment.steps):
-                    report.settle()
-                    text = sample(experiment, state.params, prepared.tokenizer)
-                    report.sample(step, text)
-                better = result is not None and result.eval_loss < best
-                if better or stop.number or due(step, experiment.checkpoint_every, experiment.steps):
-                    report.settle()
-                    loss = None if result is None else result.eval_loss
-                    checkpoints.save(step, state.params, rest(state), loss)
-                    best = min(best, np.inf if loss is None else loss)
-                report.resume_clock()
-                if stop.number and step < experiment.steps:
-                    checkpoints.wait()
-                    raise Stopped(stop.number, step)
+
+def run_steps(run: RunDirectory, prepared: Prepared, optimizer, state: TrainState, screen: Screen) -> None:
+    """The loop. A step is sent off before the results of the one before are looked at, so the device never waits."""
+    experiment, mesh = prepared.experiment, prepared.mesh
+    done, steps = int(state.step), experiment.steps
+    step_function, loss_of = compile_step(experiment, optimizer, mesh), compile_loss(experiment)
+    rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=steps))(np.arange(steps)))
+    best = checkpoint.best_loss(run.checkpoints)
+    with (
+        StopSignals() as stop,
+        Checkpoints(run.checkpoints, experiment.keep_checkpoints) as checkpoints,
+        Report(run, experiment, state.params, done, screen) as report,
+    ):
+        for step, batch in prepared.batches.ahead(done + 1, steps, partial(place_batch, mesh=mesh)):
+            state, metrics = step_function(state, batch)
+            report.step(step, metrics, float(rates[step - 1]), partial(describe, prepared, step))
+
+            result = None
+            if due(step, experiment.evaluate_every, steps):
+                report.settle()
+                result = held_out(experiment, loss_of, state.params, prepared.held_out, mesh)
+                report.evaluation(step, result.metrics())
+            if due(step, experiment.sample_every, steps):
+                report.settle()
+                text = sample(experiment, state.params, prepared.tokenizer)
+                report.sample(step, text)
+            eval_loss = None if result is None else result.eval_loss
+            better = eval_loss is not None and eval_loss < best
+            if better or stop.number or due(step, experiment.checkpoint_every, steps):
+                report.settle()
+                checkpoints.save(step, state.params, rest(state), eval_loss)
+                best = eval_loss if better else best
+            if stop.number and step < steps:
+                checkpoints.wait()
+                raise Stopped(stop.number, step)
     summarise(run, prepared, result, text, screen)
 
 
@@ -100,7 +105,10 @@ def compile_step(experiment: Experiment, optimizer, mesh):
     segments = rows if experiment.data.documents == "apart" else None
     batch = Batch(rows, rows, segments, rows, rows)
     return fast_jit(
-        partial(update, experiment, optimizer), donate_argnums=0, in_shardings=(where, batch), out_shardings=(where, None)
+        partial(update, experiment, optimizer),
+        donate_argnums=0,
+        in_shardings=(where, batch),
+        out_shardings=(where, None),
     )
 
 
@@ -142,7 +150,9 @@ def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen) -> 
 def describe(prepared: Prepared, step: int) -> str:
     """Which data a step had, and how to see it."""
     starts = ", ".join(str(address.start) for address in prepared.batches.addresses(step)[:8])
-    return f"The batch of step {step} has the windows at tokens {starts} ...; `python run.py data --step {step}` shows it"
+    return (
+        f"The batch of step {step} has the windows at tokens {starts} ...; `python run.py data --step {step}` shows it"
+    )
 
 
 def summarise(run: RunDirectory, prepared: Prepared, result, text: str, screen: Screen) -> None:

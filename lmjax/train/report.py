@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 from lmjax.errors import UserError
 from lmjax.models.config import ModelConfig
 from lmjax.run_directory import RunDirectory
+from lmjax.trees import count
 
 # peak dense bfloat16 FLOP/s of one device, from the makers' data sheets
 PEAK_FLOPS = {
@@ -26,6 +27,11 @@ def flops_per_token(cfg: ModelConfig, params: int) -> float:
     """6 N + 12 L H Q T (PaLM, arXiv:2204.02311, appendix B): N without the position table, the whole square of
     attention, nothing for recomputation."""
     return 6 * params + 12 * cfg.layers * cfg.heads * cfg.head_width * cfg.context
+
+
+def counted_params(params) -> int:
+    """N: all parameters but the position table, which is looked up and not multiplied."""
+    return count(params) - (params["positions"].size if "positions" in params else 0)
 
 
 def peak_flops() -> float | None:
@@ -45,6 +51,8 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line that is always shown."""
+        # generated text must not steer the terminal
+        text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
         try:
             if self.bar is not None:
                 self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -72,7 +80,7 @@ class Screen:
             self.bar.update(self.task, completed=step, figures=figures)
         elif time.monotonic() >= self._next_line or step == self.steps:
             self._next_line = time.monotonic() + LINE_SECONDS
-            self.say(f"step {step}/{self.steps}  {figures.replace('  ', '  ')}  {_duration(left)} left")
+            self.say(f"step {step}/{self.steps}  {figures}  {_duration(left)} left")
 
     def end(self) -> None:
         if self.bar is not None:
@@ -84,17 +92,17 @@ class Report:
     """Use as a context manager. `step` takes device scalars and looks at them one step later, so that the device
     never waits for the host."""
 
-    def __init__(self, run: RunDirectory, experiment, params: int, done: int, screen: Screen):
+    def __init__(self, run: RunDirectory, experiment, params, done: int, screen: Screen):
         self.experiment, self.done, self.screen = experiment, done, screen
         self.tokens_per_step = experiment.batch_size * experiment.model.context
         peak = peak_flops()
-        self.token_share_of_peak = flops_per_token(experiment.model, params) / peak if peak else None
+        self.token_share_of_peak = flops_per_token(experiment.model, counted_params(params)) / peak if peak else None
         self._file = open(run.metrics, "a", encoding="utf-8")
         self._samples = run.samples
         self._board = SummaryWriter(str(run.tensorboard), purge_step=done + 1 if done else None)
         self._pending = None
-        self._clock = time.perf_counter()
-        self._seconds = None
+        self._clock: float | None = None
+        self._seconds: float | None = None
 
     def __enter__(self):
         self.screen.begin(self.done)
@@ -108,19 +116,20 @@ class Report:
     def step(self, step: int, metrics, rate: float, describe) -> None:
         """Take the metrics of a step just sent off, and write down those of the step before. Raises UserError where
         they are not finite; describe() then says which data the step had."""
+        self._clock = self._clock or time.perf_counter()
         previous, self._pending = self._pending, (step, metrics, rate, describe)
         self._write(previous)
 
     def settle(self) -> None:
-        """Write down all steps that were sent off. The clock for tokens per second stands still until the next."""
+        """Write down all steps that were sent off. What happens until the next one is not training time."""
         previous, self._pending = self._pending, None
         self._write(previous)
-
-    def resume_clock(self) -> None:
-        """Time that passed since `settle` was not training."""
-        self._clock = time.perf_counter()
+        self._clock = None
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write down and show the figures of an evaluation. Raises UserError where the loss is not finite."""
+        if not math.isfinite(metrics["eval_loss"]):
+            raise UserError(f"step {step}: eval_loss {metrics['eval_loss']}; stopped before the state was saved")
         self._line({"step": step} | metrics)
         figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.screen.say(f"step {step}/{self.experiment.steps}  {figures}")

@@ -39,7 +39,10 @@ def shardings(cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: j
         lambda shape, axes: NamedSharding(mesh, sharding.partition(axes, shape.shape, sizes)), shapes, names
     )
     replicated = NamedSharding(mesh, PartitionSpec())
-    by_name = {name: (shape.shape, where) for (name, shape), (_, where) in zip(named_leaves(shapes), named_leaves(params))}
+    by_name = {
+        name: (shape.shape, where)
+        for (name, shape), (_, where) in zip(named_leaves(shapes), named_leaves(params), strict=True)
+    }
 
     def like_its_parameter(name, leaf):
         # ".../mu/blocks/attention/q/kernel" belongs to "blocks/attention/q/kernel"; a factored moment has another shape

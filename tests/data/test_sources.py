@@ -51,7 +51,7 @@ def test_a_broken_line_is_named(tmp_path, line, message):
 
 def test_bytes_that_are_not_utf8_are_named_by_offset(tmp_path):
     file = tmp_path / "latin.txt"
-    file.write_bytes("gut ".encode() + "schön".encode("latin-1"))
+    file.write_bytes(b"gut " + "schön".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.txt: not UTF-8 at byte 7 \(0xf6\)"):
         list(TextFiles(path=str(file)).documents())
     assert next(TextFiles(path=str(file), errors="replace").documents()).text == "gut sch\ufffdn"

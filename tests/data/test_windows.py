@@ -63,9 +63,7 @@ def test_packed_equals_unpacked(cfg):
     lengths = [9, 14, 9]
     (packed,) = windows.held_out_batches(stream(lengths), 32, 1, apart=True)
     alone = [windows.read(stream(lengths), np.array([start]), 32, apart=True) for start in (0, 9, 23)]
-    cut = [
-        replace(b, weights_BT=b.weights_BT * (np.arange(32) < n)) for b, n in zip(alone, lengths, strict=True)
-    ]
+    cut = [replace(b, weights_BT=b.weights_BT * (np.arange(32) < n)) for b, n in zip(alone, lengths, strict=True)]
     total = sum(losses(cfg, params, batch).sum() for batch in cut)
     np.testing.assert_allclose(losses(cfg, params, packed).sum(), total, rtol=1e-5)
 

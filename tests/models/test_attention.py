@@ -40,7 +40,13 @@ def test_blocks_have_the_gradient_of_the_reference():
     def loss(q, k, v, kernel):
         return jnp.sin(attention.attend(q, k, v, segments, kernel)).sum()
 
-    for a, b in zip(*(jax.jit(jax.grad(loss, (0, 1, 2)), static_argnums=3)(q, k, v, kernel) for kernel in (Reference(), Blocks(size=6))), strict=True):
+    for a, b in zip(
+        *(
+            jax.jit(jax.grad(loss, (0, 1, 2)), static_argnums=3)(q, k, v, kernel)
+            for kernel in (Reference(), Blocks(size=6))
+        ),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ X = np.linspace(-9, 9, 401, dtype=np.float32)
 @pytest.mark.parametrize(("ours", "approximate"), [(feedforward.gelu, False), (feedforward.gelu_tanh, True)])
 def test_gelu_and_its_slope(ours, approximate):
     with jax.enable_x64(True):
-        exact = lambda x: jax.nn.gelu(x, approximate=approximate)  # noqa: E731
+        exact = lambda x: jax.nn.gelu(x, approximate=approximate)
         x64 = jnp.asarray(X, jnp.float64)
         value, slope = jax.vmap(jax.value_and_grad(exact))(x64)
     np.testing.assert_allclose(ours(X), value, atol=1e-6)

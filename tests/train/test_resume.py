@@ -30,7 +30,9 @@ def one_device_by_default(monkeypatch):
 def experiment(path, tmp_path, **changes):
     other = tmp_path / "other.txt"
     other.write_text(tiny.text(6000, seed=9))
-    source = Mixture(parts=(Weighted(source=TextFiles(path=str(path)), weight=2.0), Weighted(source=TextFiles(path=str(other)))))
+    source = Mixture(
+        parts=(Weighted(source=TextFiles(path=str(path)), weight=2.0), Weighted(source=TextFiles(path=str(other))))
+    )
     base = tiny.experiment(path, data=DataConfig(source=source, documents="apart"))
     return replace(base, **changes)
 
@@ -170,7 +172,9 @@ def test_a_damaged_checkpoint_is_passed_over_loudly_and_the_run_is_the_same(text
     stop_at(monkeypatch, 12)
     with pytest.raises(loop.Stopped):
         loop.train(exp, tmp_path / "run")
-    big = max((tmp_path / "run" / "checkpoints" / "12").rglob("*"), key=lambda f: f.stat().st_size if f.is_file() else 0)
+    big = max(
+        (tmp_path / "run" / "checkpoints" / "12").rglob("*"), key=lambda f: f.stat().st_size if f.is_file() else 0
+    )
     content = bytearray(big.read_bytes())
     content[len(content) // 2] ^= 1
     big.write_bytes(content)

@@ -9,6 +9,7 @@ import pytest
 
 from lmjax import optim, trees
 from lmjax.experiment import DataConfig
+from lmjax.models.transformer import hidden
 from lmjax.optim import AdamW, Constant, Muon
 from lmjax.sharding import Mesh, build_mesh, place_batch
 from lmjax.tasks.causal_lm import CausalLM
@@ -68,7 +69,7 @@ def on_one_device():
 def test_eight_devices_equal_one(name, on_one_device):
     """With dropout on: the same masks whatever the mesh."""
     exp, (losses, norms, params) = on_one_device
-    batch_of = lambda i: tiny.batch(exp.model, 8, seed=i, apart=True, ragged=True)  # noqa: E731
+    batch_of = lambda i: tiny.batch(exp.model, 8, seed=i, apart=True, ragged=True)
     other_losses, other_norms, other = train(exp, MESHES[name], 8, 3, batch_of)
     np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
     np.testing.assert_allclose(other_norms, norms, rtol=1e-5)
@@ -132,8 +133,6 @@ def test_dropout_differs_between_steps_rows_and_microbatches():
 
     @jax.jit
     def rows(key):
-        from lmjax.models.transformer import hidden
-
         return hidden(cfg, state.params, batch.tokens_BT, batch.positions_BT, dropout_key=key)[0]
 
     steps = [rows(jax.random.fold_in(jax.random.key(exp.seed), step)) for step in (0, 1, 0)]
@@ -148,27 +147,46 @@ def test_dropout_differs_between_steps_rows_and_microbatches():
     assert abs(float(four.total) - 4 * float(first.total)) > 1e-3
 
 
+def test_each_step_has_its_own_dropout():
+    """A step size too small to change anything, the same batch: only the masks differ."""
+    cfg = tiny.gpt2(dropout=0.5)
+    exp = experiment(cfg, schedule=Constant(peak=1e-30))
+    losses, _, _ = train(exp, Mesh(), 1, 3, lambda _: tiny.batch(cfg, 8))
+    assert len(set(losses)) == 3
+
+
 def test_layers_drop_different_units():
-    """One layer's mask repeated in all would make two dropped layers equal."""
+    """Two blocks whose weights are the same: with one mask for both, dropping in the first or in the second layer
+    only would be the same."""
     cfg = tiny.gpt2(dropout=0.5, layers=2)
     params = start(experiment(cfg), build_mesh(Mesh(), jax.devices()[:1]))[0].params
-    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), params["blocks"])
-    from lmjax.models.transformer import hidden
+    silent = jax.tree.map(jnp.zeros_like, params["blocks"])
+    bias = jnp.ones_like(silent["feedforward"]["down"]["bias"])
+    tokens_BT = jnp.zeros((1, 4), int)
 
-    tokens = jnp.zeros((1, 4), int)
-    seen = []
-    for order in ([0, 1], [1, 0]):
-        blocks = jax.tree.map(lambda x, o=order: x[jnp.array(o)], params["blocks"])
-        seen.append(hidden(cfg, params | {"blocks": blocks}, tokens, tokens, dropout_key=jax.random.key(0))[0])
-    assert (seen[0] != seen[1]).any()
-    assert jax.tree.leaves(same)[0].shape[0] == 2
+    def dropped(layer):
+        """Where this layer, which adds a constant to every unit, is dropped."""
+        only = bias * (jnp.arange(2) == layer)[:, None]
+        blocks = silent | {
+            "feedforward": silent["feedforward"] | {"down": silent["feedforward"]["down"] | {"bias": only}}
+        }
+        return hidden(cfg, params | {"blocks": blocks}, tokens_BT, tokens_BT, dropout_key=jax.random.key(0))[0]
+
+    assert (dropped(0) != dropped(1)).any()
+    assert (dropped(0) == dropped(0)).all()
 
 
 def test_clipping_sees_the_accumulated_gradient_once():
     cfg = tiny.gpt2()
-    batch_of = lambda _: tiny.batch(cfg, 8, ragged=True)  # noqa: E731
+    batch_of = lambda _: tiny.batch(cfg, 8, ragged=True)
     runs = [
-        train(experiment(cfg, microbatches=k, optimizer=AdamW(clip=0.01, eps=1.0), schedule=Constant(peak=1.0)), Mesh(), 1, 2, batch_of)
+        train(
+            experiment(cfg, microbatches=k, optimizer=AdamW(clip=0.01, eps=1.0), schedule=Constant(peak=1.0)),
+            Mesh(),
+            1,
+            2,
+            batch_of,
+        )
         for k in (1, 4)
     ]
     assert runs[0][1][0] > 0.1
