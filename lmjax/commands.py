@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 from lmjax.cache import cache_root
@@ -51,7 +52,10 @@ def quiet_libraries() -> None:
 
     import jax
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # what fails in Orbax's threads is raised again where its result is asked for
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    tell = threading.excepthook
+    threading.excepthook = lambda e: None if type(e.thread).__module__.startswith("orbax") else tell(e)
     logging.getLogger("jax").setLevel(logging.ERROR)
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -100,8 +104,9 @@ def evaluate(options, _) -> int:
     devices = devices if loaded.experiment.batch_size % len(devices) == 0 else devices[:1]
     mesh = build_mesh(Mesh(), devices)
     stream = stream_of(texts, loaded.tokenizer)
+    params = jax.device_put(loaded.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     with jax.set_mesh(mesh):
-        result = held_out(loaded.experiment, compile_loss(loaded.experiment), loaded.params, stream, mesh)
+        result = held_out(loaded.experiment, compile_loss(loaded.experiment), params, stream, mesh)
     print(f"{options.model} after step {loaded.step}: {result.tokens:,} tokens, {result.text_bytes:,} bytes")
     print(f"protocol: {result.protocol}")
     print("  ".join(f"{name} {value:.6f}" for name, value in result.metrics().items()))

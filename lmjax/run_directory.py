@@ -50,8 +50,11 @@ class RunDirectory:
 
     def lock(self) -> None:
         """Keep other processes out until this one ends, in whatever way. Raises UserError where one is in."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "a+")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a+")
+        except OSError as error:
+            raise UserError(f"--run {path_text(self.path)}: cannot be written to: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -117,8 +117,8 @@ class JsonLines(Source):
 class Tfds(Source):
     """A prepared TensorFlow dataset, read without TensorFlow (extra [tfds]; format array_record).
 
-    name: as in `tfds.builder`, looked for under data_dir, or where that is None in TFDS's own place. directory: the folder
-    with its features.json, instead of a name. part: such as "train". feature: the one whose text is a document.
+    name: as in `tfds.builder`, looked for under data_dir, or where that is None in TFDS's own place. directory: the one
+    with features.json, instead of a name. part: such as "train". feature: the one whose text is a document.
     """
 
     name: str | None = None
@@ -181,6 +181,8 @@ class PythonLibrary(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted:
+    """A part of a mixture; a weight counts relative to the others."""
+
     source: TextFiles | JsonLines | Tfds | PythonLibrary
     weight: float = 1.0
 

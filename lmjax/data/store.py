@@ -96,7 +96,9 @@ class Store:
             size = np.dtype(self.manifest["dtype"]).itemsize * tokens
             if not file.is_file() or file.stat().st_size != size:
                 raise UserError(f"{file}: expected {size} bytes; remove {self.directory} and start again")
-            shards.append(np.memmap(file, self.manifest["dtype"], "r", shape=(tokens,)))
+            # an empty file cannot be mapped
+            empty = np.zeros(0, self.manifest["dtype"])
+            shards.append(np.memmap(file, self.manifest["dtype"], "r", shape=(tokens,)) if tokens else empty)
         starts = np.load(self.directory / f"{split}-documents.npy", allow_pickle=False)
         return TokenStream(tuple(shards), starts, entry["text_bytes"], self.manifest["bos"])
 

@@ -86,6 +86,8 @@ gelu_tanh = _keeping_slope(_gelu_tanh_and_slope)
 
 
 class FeedForwardLayer(nn.Module):
+    """(B, T, D) to (B, T, D), by way of `cfg.hidden` units."""
+
     cfg: "ModelConfig"
 
     @nn.compact

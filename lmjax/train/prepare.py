@@ -3,7 +3,7 @@ experiment's own numbers and the devices, the data's whereabouts, the run direct
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -18,6 +18,7 @@ from lmjax.models import attention
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import build_mesh
 from lmjax.tokenizers import Tokenizer
+from lmjax.train.state import param_shardings
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Prepared:
 
 
 def check_devices(experiment: Experiment) -> jax.sharding.Mesh:
-    """The mesh, once the batch can be shared by it and the kernel can run on it. Raises UserError."""
+    """The mesh, once the batch and the weights can be split over it and the kernel can run on it. Raises UserError."""
     mesh = build_mesh(experiment.mesh)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = experiment.batch_size // experiment.microbatches
@@ -50,6 +51,8 @@ def check_devices(experiment: Experiment) -> jax.sharding.Mesh:
             f"shared by {ways} devices (mesh.data {mesh.shape['data']} x mesh.fsdp {mesh.shape['fsdp']})"
         )
     kernel(experiment)
+    # the vocabulary is not known yet, and need not divide
+    param_shardings(replace(experiment.model, vocab=experiment.model.vocab or 1), mesh)
     return mesh
 
 

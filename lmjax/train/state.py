@@ -30,14 +30,18 @@ def fresh(cfg: ModelConfig, optimizer: optax.GradientTransformation, seed: int) 
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+def param_shardings(cfg: ModelConfig, mesh: jax.sharding.Mesh):
+    """A NamedSharding for every parameter. Raises UserError where an axis of the mesh does not divide it."""
+
+    def where(shape, names):
+        return NamedSharding(mesh, sharding.partition(names, shape.shape, dict(mesh.shape)))
+
+    return jax.tree.map(where, abstract_params(cfg), param_names(cfg))
+
+
 def shardings(cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """A NamedSharding for every leaf of the state; moments lie where their parameters lie."""
-    names = param_names(cfg)
-    shapes = abstract_params(cfg)
-    sizes = dict(mesh.shape)
-    params = jax.tree.map(
-        lambda shape, axes: NamedSharding(mesh, sharding.partition(axes, shape.shape, sizes)), shapes, names
-    )
+    shapes, params = abstract_params(cfg), param_shardings(cfg, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_name = {
         name: (shape.shape, where)
