@@ -1,7 +1,8 @@
 """Checkpoints: Orbax writes and reads the arrays, a manifest of our own says whether they are whole and unchanged.
 
-A step is good when its manifest.json is there, which is written last, and every file has the size and SHA-256
-that the manifest names: Orbax alone loads flipped bits and half-written directories without a word.
+A checkpoint is written to STEP.new, its manifest last, and then renamed to STEP: a killed process leaves no STEP that
+is not whole. It is good when every file has the size and SHA-256 that the manifest names: Orbax alone loads flipped
+bits and half-written directories without a word.
 """
 
 import hashlib
@@ -62,9 +63,8 @@ class Checkpoints:
         self.wait()
         trees_to_save = {"params": params, "rest": dict(trees.named_leaves(rest))}
         with telling_of_full_disk(self.directory):
-            response = ocp.save_checkpointables_async(
-                (self.directory / str(step)).absolute(), trees_to_save, overwrite=True
-            )
+            scratch = (self.directory / f"{step}.new").absolute()
+            response = ocp.save_checkpointables_async(scratch, trees_to_save, overwrite=True)
         leaves = {name: [list(x.shape), str(x.dtype)] for name, x in trees.named_leaves(trees_to_save)}
         self._last = self._writer.submit(self._finish, response, step, leaves, eval_loss)
 
@@ -75,12 +75,16 @@ class Checkpoints:
             last.result()
 
     def _finish(self, response, step: int, leaves: dict, eval_loss: float | None) -> None:
-        directory = self.directory / str(step)
+        scratch, directory = self.directory / f"{step}.new", self.directory / str(step)
         with telling_of_full_disk(self.directory):
             response.result()
-            files = {name: [size, _sha256(directory / name)] for name, size in _files(directory).items()}
+            files = {name: [size, _sha256(scratch / name)] for name, size in _files(scratch).items()}
             manifest = Manifest(FORMAT, step, eval_loss, leaves, files)
-            write_whole(directory / MANIFEST, json.dumps(manifest.__dict__, indent=1))
+            write_whole(scratch / MANIFEST, json.dumps(manifest.__dict__, indent=1))
+            if directory.exists():
+                # damaged, or the run would not have come to this step again
+                shutil.rmtree(directory)
+            scratch.rename(directory)
         self._retain(step)
 
     def _retain(self, newest: int) -> None:
@@ -89,9 +93,10 @@ class Checkpoints:
         best = best_step(good)
         for step in sorted(good)[: -self.keep]:
             if step not in (best, newest):
-                # without its manifest it is no checkpoint any more, should the deletion be cut short
-                (self.directory / str(step) / MANIFEST).unlink()
-                shutil.rmtree(self.directory / str(step))
+                # renamed first: should the deletion be cut short, what is left is no checkpoint any more
+                gone = self.directory / f"{step}.old"
+                (self.directory / str(step)).rename(gone)
+                shutil.rmtree(gone)
 
 
 def manifests(directory: Path) -> dict[int, Manifest]:

@@ -84,7 +84,7 @@ def show_data(options, changes: list[str]) -> int:
     if options.step < 1 or options.windows < 1:
         raise UserError("--step and --windows: expected positive numbers")
     prepared = prepare(experiment.load(options.config, changes), None)
-    for line in report(prepared.batches, prepared.tokenizer, prepared.held_out_texts, options.step, options.windows):
+    for line in report(prepared.batches, prepared.tokenizer, prepared.held_out_texts(), options.step, options.windows):
         print(line)
     return 0
 
@@ -101,7 +101,7 @@ def evaluate(options, _) -> int:
     texts = read_texts(Path(options.text) if options.text else loaded.run.held_out)
     # the batch is the run's own, so that the sums are too; devices that cannot share it stay idle
     devices = jax.devices()
-    devices = devices if loaded.experiment.batch_size % len(devices) == 0 else devices[:1]
+    devices = devices if loaded.experiment.microbatch_size % len(devices) == 0 else devices[:1]
     mesh = build_mesh(Mesh(), devices)
     stream = stream_of(texts, loaded.tokenizer)
     params = jax.device_put(loaded.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
@@ -123,6 +123,8 @@ def generate(options, _) -> int:
     from lmjax.load import load_run
 
     how = choice(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
+    if not 0 <= options.seed < 2**31:
+        raise UserError(f"--seed {options.seed}: expected a number from 0 to 2**31 - 1")
     loaded = load_run(Path(options.model), _step(options.step))
     texts = continue_texts(
         loaded.experiment, loaded.params, loaded.tokenizer, options.prompt or [""],

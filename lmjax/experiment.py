@@ -10,7 +10,7 @@ from lmjax import configs
 from lmjax.data.sources import AnySource, PythonLibrary
 from lmjax.errors import UserError, path_text
 from lmjax.models.config import ModelConfig
-from lmjax.optim import AdamW, AnySchedule, Cosine, Optimizer
+from lmjax.optim import AdamW, AnySchedule, Cosine, Optimizer, check
 from lmjax.sharding import Mesh
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tokenizers import SentencePiece, TokenizerConfig
@@ -32,6 +32,14 @@ class Sampling:
     max_new_tokens: int = 200
     temperature: float = 0.8
     top_k: int | None = 200
+
+    def __post_init__(self):
+        if self.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected 0 or more")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; expected 0 or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; expected a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +79,15 @@ class Experiment:
             raise ValueError(f"name is {self.name!r}; expected a name for a directory, without slashes")
         if self.batch_size % self.microbatches:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of microbatches {self.microbatches}")
+        check(self.optimizer)
         chunk = self.task.loss_chunk
         if chunk is not None and chunk < self.model.context and self.model.context % chunk:
             raise ValueError(f"model.context {self.model.context} is not a multiple of task.loss_chunk {chunk}")
+
+    @property
+    def microbatch_size(self) -> int:
+        """Rows that are computed at one time, over all devices."""
+        return self.batch_size // self.microbatches
 
     def with_vocab(self, tokenizer_size: int) -> "Experiment":
         """With the model's vocabulary filled in. Raises UserError where the tokenizer's does not fit."""

@@ -1,7 +1,7 @@
 """A trained model from its run directory, ready to score and to write."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -10,6 +10,7 @@ from lmjax import checkpoint
 from lmjax.data.sources import decode, json_field, read_bytes
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
+from lmjax.models import attention
 from lmjax.models.transformer import abstract_params
 from lmjax.run_directory import RunDirectory
 from lmjax.tokenizers import Tokenizer
@@ -30,7 +31,7 @@ def load_run(path: Path, step: int | str | None = None) -> LoadedRun:
     if not path.is_dir():
         raise UserError(f"--model {path_text(path)}: no such directory")
     run = RunDirectory(path)
-    experiment = run.experiment()
+    experiment = _runnable(run.experiment())
     manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}", file=sys.stdout))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
@@ -38,6 +39,16 @@ def load_run(path: Path, step: int | str | None = None) -> LoadedRun:
     )
     params, _ = checkpoint.restore(run.checkpoints, manifest, abstract)
     return LoadedRun(run, experiment, run.tokenizer(), params, manifest.step)
+
+
+def _runnable(experiment: Experiment) -> Experiment:
+    """The experiment, with another attention kernel where the run asked by name for one that this machine has not."""
+    cfg = experiment.model
+    need = replace(attention.need_of(cfg, apart=experiment.data.documents == "apart"), dropout=False)
+    if isinstance(cfg.kernel, attention.Auto) or not (reason := attention.obstacle(cfg.kernel, need)):
+        return experiment
+    print(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")
+    return replace(experiment, model=replace(cfg, kernel=attention.Auto()))
 
 
 def read_texts(file: Path) -> list[str]:

@@ -84,6 +84,21 @@ class Muon:
 Optimizer = AdamW | Adafactor | Lion | Muon
 
 
+def check(optimizer: Optimizer) -> None:
+    """Raise ValueError for a setting with which no step makes sense."""
+    for name, value in vars(optimizer).items():
+        if name in ("b1", "b2", "beta", "decay") and not 0 <= value < 1:
+            raise ValueError(f"optimizer.{name} is {value}; expected a number from 0 to below 1")
+        if name in ("eps", "weight_decay", "adam_scale") and value < 0:
+            raise ValueError(f"optimizer.{name} is {value}; expected 0 or more")
+        if (
+            name in ("clip", "clipping_threshold", "newton_schulz_steps", "min_factored")
+            and value is not None
+            and value <= 0
+        ):
+            raise ValueError(f"optimizer.{name} is {value}; expected a positive number")
+
+
 def is_matrix(name: str) -> bool:
     """Whether a parameter is a matrix: all but biases and the scales of norms (nanoGPT's rule, by name, since a
     stacked scale has two axes too)."""
@@ -137,6 +152,8 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
+    """At the peak to the end."""
+
     def after_warmup(self, share):
         return jnp.ones_like(share)
 
@@ -169,6 +186,11 @@ class WarmupStableDecay(Schedule):
 
     decay: float = 0.2
     floor: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay is {self.decay}; expected a share above 0, up to 1")
 
     def after_warmup(self, share):
         done = jnp.clip((share - (1 - self.decay)) / self.decay, 0.0, 1.0)

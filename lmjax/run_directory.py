@@ -18,11 +18,18 @@ from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
 from lmjax.tokenizers import Tokenizer
 
+# what a run that was killed while it began may have left
+BEGUN = {".lock", "tokenizer", "checkpoints", "held_out.jsonl", "data.json", ".held_out.jsonl.new", ".data.json.new"}
+BEGUN |= {".experiment.json.new"}
+
 
 class RunDirectory:
     """Paths and small files. `lock` before writing anything; as a context manager, leaving unlocks."""
 
     def __init__(self, path: Path):
+        if unfit := set("[]*?") & set(str(path.absolute())):
+            # Orbax finds its own files by patterns, and would lose them
+            raise UserError(f"{path_text(path.absolute())}: a run's path cannot hold {' '.join(sorted(unfit))}")
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
@@ -41,7 +48,7 @@ class RunDirectory:
         place = self.path.absolute()
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run {path_text(self.path)}: expected a directory")
-        if self.path.is_dir() and not self.exists and any(e.name != ".lock" for e in self.path.iterdir()):
+        if self.path.is_dir() and not self.exists and any(e.name not in BEGUN for e in self.path.iterdir()):
             raise UserError(f"--run {path_text(self.path)}: not empty, and not a run directory")
         while not place.exists():
             place = place.parent
@@ -49,7 +56,10 @@ class RunDirectory:
             raise UserError(f"--run {path_text(self.path)}: {path_text(place)} cannot be written to")
 
     def lock(self) -> None:
-        """Keep other processes out until this one ends, in whatever way. Raises UserError where one is in."""
+        """Keep other processes out until this one ends, in whatever way. Raises UserError where one is in. A second
+        call does nothing."""
+        if self._lock is not None:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+")
@@ -61,6 +71,7 @@ class RunDirectory:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
+            self._lock = None
             raise UserError(f"{path_text(self.path)}: in use by {holder}; --run names another directory") from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {platform.node()}")
@@ -100,10 +111,11 @@ class RunDirectory:
         """Write what stays the same over the whole run; the experiment last, which makes it a run directory."""
         tokenizer.save(self.path / "tokenizer")
         self.checkpoints.mkdir(exist_ok=True)
-        write_whole(self.held_out, held_out)
-        self.write_experiment(experiment, data)
+        self.write_experiment(experiment, data, held_out)
 
-    def write_experiment(self, experiment: Experiment, data: dict) -> None:
+    def write_experiment(self, experiment: Experiment, data: dict, held_out: str) -> None:
+        """Write the experiment, and the data that it has."""
+        write_whole(self.held_out, held_out)
         self.write_json("data.json", data)
         self.write_json("experiment.json", configs.to_tree(experiment))
 
@@ -112,6 +124,11 @@ class RunDirectory:
         they are accepted; the run directory then holds the new experiment."""
         stored = self.experiment()
         changes = configs.differences(configs.to_tree(stored), configs.to_tree(experiment))
+        if stored.tokenizer != experiment.tokenizer:
+            raise UserError(
+                f"{path_text(self.path)}: {'; '.join(changes)}: the tokenizer of a run cannot change; "
+                "--run DIR starts another run"
+            )
         grown = len(changes) == 1 and stored.steps < experiment.steps
         if (before := self.read_json("data.json")) != data:
             changes += [

@@ -160,7 +160,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer.no_truncation()
         self._serialised = serialised
         self.policy = policy
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        # ids may have gaps
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
     def encode(self, text):
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
@@ -317,12 +318,17 @@ def sentencepiece_tokenizer(model: bytes, *, bos: bool, eos: bool, where: str) -
 def load(directory: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote. Raises UserError where a file is missing or damaged."""
     try:
-        stored = json.loads(_read(directory / POLICY_FILE))
-        policy = Policy(bos=stored["bos"], eos=stored["eos"])
-        kind = stored["kind"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{directory / POLICY_FILE}: damaged") from None
-    match kind:
+        return _loaded(directory)
+    except UserError:
+        raise
+    except Exception as error:  # each library raises kinds of its own, tokenizers bare Exception
+        raise UserError(f"{directory}: damaged tokenizer: {' '.join(str(error).split())}") from None
+
+
+def _loaded(directory: Path) -> Tokenizer:
+    stored = json.loads(_read(directory / POLICY_FILE))
+    policy = Policy(bos=stored["bos"], eos=stored["eos"])
+    match stored["kind"]:
         case "Bytes":
             return ByteTokenizer(policy)
         case "Characters":
@@ -331,7 +337,7 @@ def load(directory: Path) -> Tokenizer:
             return SentencePieceTokenizer(_read(directory / "tokenizer.model"), policy)
         case "HuggingFace":
             return HuggingFaceTokenizer(_read(directory / "tokenizer.json").decode(), policy)
-    raise UserError(f"{directory / POLICY_FILE}: unknown kind of tokenizer {kind!r}")
+    raise UserError(f"{directory / POLICY_FILE}: unknown kind of tokenizer {stored['kind']!r}")
 
 
 def _read(path: Path | str) -> bytes:

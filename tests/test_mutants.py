@@ -46,11 +46,11 @@ MUTANTS = {
     "the data position not restored": (
         "lmjax/train/loop.py", "prepared.batches.ahead(done + 1, steps,",
         "((n + done, b) for n, b in prepared.batches.ahead(1, steps - done,",
-        "tests/train/test_resume.py::test_interrupted_equals_uninterrupted",
+        "tests/train/test_resume.py::test_interrupted_equals_uninterrupted[muon]",
     ),
     "a clamped key-value cache": (
         "lmjax/generate/decode.py", "jnp.where(done_B, S, lengths_B + index)", "jnp.where(done_B, S, lengths_B + index - 1)",
-        "tests/generate/test_decode.py::test_greedy_equals_running_the_whole_text_again_for_every_token",
+        "tests/generate/test_decode.py::test_greedy_equals_running_the_whole_text_again_for_every_token[llama]",
     ),
     "a checksum not looked at": (
         "lmjax/checkpoint.py", "if _sha256(file) != digest:", "if False:",

@@ -128,7 +128,7 @@ def test_damaged_files(tmp_path, made):
         SentencePiece(path=str(tmp_path / "x.model")).build(list)
     made["Bytes"].save(tmp_path)
     (tmp_path / "policy.json").write_text(json.dumps({"kind": "Bytes"}))
-    with pytest.raises(UserError, match=r"policy.json: damaged"):
+    with pytest.raises(UserError, match="damaged tokenizer"):
         tokenizers.load(tmp_path)
 
 

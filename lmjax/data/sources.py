@@ -258,4 +258,8 @@ def json_field(line: str, field: str, where: str) -> str:
         raise UserError(f"{where}: not JSON: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get(field), str):
         raise UserError(f"{where}: expected an object with a text in {field!r}")
+    try:
+        record[field].encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: half a surrogate pair at character {error.start} of {field!r}") from None
     return record[field]

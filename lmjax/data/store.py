@@ -59,7 +59,7 @@ class TokenStream:
 
 def stream_of(texts: Iterable[str], tokenizer: Tokenizer) -> TokenStream:
     """A stream in memory, for texts that are read once."""
-    texts = list(texts)
+    texts = [text for text in texts if text]
     with ThreadPoolExecutor(WORKERS) as pool:
         documents = list(pool.map(tokenizer.encode_document, texts))
     lengths = [len(ids) for ids in documents]
@@ -80,12 +80,26 @@ def fingerprint(source: Source, tokenizer: Tokenizer) -> str:
     return digest.hexdigest()[:32]
 
 
+def joined(streams: list[TokenStream]) -> TokenStream:
+    """Streams one after another, as one."""
+    before = np.cumsum([0] + [stream.size for stream in streams])
+    return TokenStream(
+        tuple(shard for stream in streams for shard in stream.shards),
+        np.concatenate([stream.starts + size for stream, size in zip(streams, before[:-1], strict=True)]),
+        sum(stream.text_bytes for stream in streams),
+        streams[0].bos,
+    )
+
+
 class Store:
     """An opened store. Raises UserError where a file is missing or has the wrong size."""
 
     def __init__(self, directory: Path, reused: bool):
         self.directory, self.reused = directory, reused
-        self.manifest = json.loads((directory / "manifest.json").read_text())
+        try:
+            self.manifest = json.loads((directory / "manifest.json").read_text())
+        except ValueError:
+            raise UserError(f"{directory / 'manifest.json'}: damaged; remove {directory} and start again") from None
         self.fingerprint = directory.name
 
     def stream(self, split: str) -> TokenStream:
@@ -99,7 +113,11 @@ class Store:
             # an empty file cannot be mapped
             empty = np.zeros(0, self.manifest["dtype"])
             shards.append(np.memmap(file, self.manifest["dtype"], "r", shape=(tokens,)) if tokens else empty)
-        starts = np.load(self.directory / f"{split}-documents.npy", allow_pickle=False)
+        file = self.directory / f"{split}-documents.npy"
+        try:
+            starts = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise UserError(f"{file}: damaged; remove {self.directory} and start again") from None
         return TokenStream(tuple(shards), starts, entry["text_bytes"], self.manifest["bos"])
 
 

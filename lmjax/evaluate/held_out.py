@@ -57,20 +57,24 @@ def compile_loss(experiment: Experiment):
 def held_out(experiment: Experiment, loss_of, params, stream: TokenStream, mesh: jax.sharding.Mesh) -> HeldOut:
     """Score a stream; `loss_of` comes from `compile_loss`. Raises UserError where there is nothing to score."""
     length, apart = experiment.model.context, experiment.data.documents == "apart"
-    if count(stream, length) == 0:
-        raise UserError(f"the text to evaluate has {stream.size} token(s); scoring needs at least 2")
+    if count(stream, length) == 0 or stream.text_bytes == 0:
+        raise UserError(f"the text to evaluate has {stream.size} token(s); scoring needs at least 2, and some text")
     # all batches are sent before the first result is asked for
     losses = [
         loss_of(params, place_batch(batch, mesh))
-        for batch in held_out_batches(stream, length, experiment.batch_size, apart=apart)
+        for batch in held_out_batches(stream, length, experiment.microbatch_size, apart=apart)
     ]
     losses = jax.device_get(losses)
     # float64: a float32 sum of a million losses loses the fourth digit
     nats = float(np.sum([loss.total for loss in losses], dtype=np.float64))
     tokens = round(float(np.sum([loss.weight for loss in losses], dtype=np.float64)))
+    if tokens == 0:
+        raise UserError(f"the text to evaluate has {stream.size} tokens, and none that follows another in its document")
     return HeldOut(nats, tokens, stream.text_bytes, protocol(length, stream, apart))
 
 
 def protocol(length: int, stream: TokenStream, apart: bool) -> str:
-    start = "first token not scored" if stream.bos is None else "BOS before each document, not scored"
+    start = f"first token of {'each document' if apart else 'the text'} not scored"
+    if stream.bos is not None:
+        start = "BOS before each document, not scored"
     return f"context {length}, stride {length} (no overlap), {start}, documents {'apart' if apart else 'joined'}"

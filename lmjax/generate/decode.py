@@ -34,8 +34,9 @@ def prefill(cfg: ModelConfig, params, tokens_BC, start, lengths_B, cache: LayerC
 
 
 @partial(jax.jit, static_argnames="cfg")
-def decode(cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limits_B, stop, how: Choice, keys_B):
-    """Write on until every row has reached its limit (a number of new tokens) or the token `stop`.
+def decode(cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limits_B, known, stop, how: Choice, keys_B):
+    """Write on until every row has reached its limit (a number of new tokens) or the token `stop`. Ids from `known` up,
+    with which a vocabulary was filled up, are never chosen.
 
     Returns (tokens_BS, counts_B): the new tokens of each row, S = context, and how many there are; a `stop` that was
     written is among them, and what follows it is 0.
@@ -45,7 +46,8 @@ def decode(cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limi
 
     def choose(last_BD, index):
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
-        return next_token(transformer.logits(matrix_VD, last_BD), how, keys)
+        logits_BV = transformer.logits(matrix_VD, last_BD)
+        return next_token(jnp.where(jnp.arange(cfg.vocab) < known, logits_BV, -jnp.inf), how, keys)
 
     def go_on(carry):
         return ~jnp.all(carry[-1])
@@ -83,8 +85,10 @@ def row_keys(prompts: list[np.ndarray], seed: int) -> jax.Array:
 def generate(
     cfg: ModelConfig, params, prompts: list[np.ndarray], *, max_new_tokens: int, how: Choice, seed: int = 0,
     stop: int | None = None,
+    known: int | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
     """The new tokens of each prompt, without the prompt; up to max_new_tokens, up to `stop` (not included).
+    known: how many ids the tokenizer has, where the model's vocabulary is larger.
 
     Raises UserError for an empty prompt, an id outside the vocabulary, and a prompt that leaves no room for
     max_new_tokens in the model's context.
@@ -116,7 +120,16 @@ def generate(
     limits = np.full(B, max_new_tokens, np.int32)
     no_stop = -1 if stop is None else stop
     out_BS, counts_B = decode(
-        cfg, params, cache, last_BD, lengths, limits, jnp.int32(no_stop), how, row_keys(prompts, seed)
+        cfg,
+        params,
+        cache,
+        last_BD,
+        lengths,
+        limits,
+        jnp.int32(known or cfg.vocab),
+        jnp.int32(no_stop),
+        how,
+        row_keys(prompts, seed),
     )
     out, counts = jax.device_get((out_BS, counts_B))
     texts = [row[:count] for row, count in zip(out, counts, strict=True)]

@@ -22,7 +22,14 @@ def continue_texts(
     """Each prompt with what the model writes after it, up to the tokenizer's EOS. Raises UserError as `generate`."""
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     news = generate(
-        experiment.model, params, ids, max_new_tokens=max_new_tokens, how=how, seed=seed, stop=tokenizer.policy.eos
+        experiment.model,
+        params,
+        ids,
+        max_new_tokens=max_new_tokens,
+        how=how,
+        seed=seed,
+        stop=tokenizer.policy.eos,
+        known=tokenizer.vocab_size,
     )
     # decoded together: a character may begin in the prompt and end after it
     return [tokenizer.decode(np.concatenate([old, new])) for old, new in zip(ids, news, strict=True)]
@@ -31,15 +38,24 @@ def continue_texts(
 def sample(experiment: Experiment, params, tokenizer: Tokenizer) -> str:
     """The text that a run writes along the way: its `sampling`, cut to the context where that is short."""
     sampling = experiment.sampling
-    try:
-        ids = prompt_ids(sampling.prompt or ("" if tokenizer.policy.bos is not None else "\n"), tokenizer)
-    except UserError:
-        # a tokenizer of characters that has no line feed
-        ids = np.zeros(1, np.int32)
+    ids = prompt_ids(sampling.prompt, tokenizer)
+    if not len(ids):
+        try:
+            ids = tokenizer.encode("\n")
+        except UserError:
+            # a tokenizer of characters that has no line feed
+            ids = np.zeros(1, np.int32)
     ids = ids[: experiment.model.context - 1]
     how = choice(temperature=sampling.temperature, top_k=sampling.top_k)
     room = min(sampling.max_new_tokens, experiment.model.context - len(ids))
     (new,) = generate(
-        experiment.model, params, [ids], max_new_tokens=room, how=how, seed=experiment.seed, stop=tokenizer.policy.eos
+        experiment.model,
+        params,
+        [ids],
+        max_new_tokens=room,
+        how=how,
+        seed=experiment.seed,
+        stop=tokenizer.policy.eos,
+        known=tokenizer.vocab_size,
     )
     return tokenizer.decode(np.concatenate([ids, new]))

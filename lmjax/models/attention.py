@@ -5,6 +5,7 @@ and values, G = N / K queries share a key (arXiv:2305.13245).
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from jax.sharding import PartitionSpec
 
 from lmjax.errors import UserError
 from lmjax.sharding import partition
+
+if TYPE_CHECKING:
+    from lmjax.models.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,8 @@ Kernel = Auto | Reference | Blocks | CudnnFlash | Splash
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a call of attention asks of a kernel. segments: whether documents are kept apart. dropout: on the
-    attention weights."""
+    """What a call of attention asks of a kernel. platform: see the function of that name. segments: whether documents
+    are kept apart. dropout: on the attention weights."""
 
     platform: str
     dtype: str
@@ -61,12 +65,34 @@ class Need:
     dropout: bool
 
 
+def platform() -> str:
+    """cpu, tpu, or gpu, which stands for CUDA of compute capability 8.0 or higher; an older or another GPU is named."""
+    backend, device = jax.default_backend(), jax.devices()[0]
+    if backend != "gpu":
+        return backend
+    capability = str(getattr(device, "compute_capability", ""))
+    is_cuda = capability.replace(".", "").isdigit() and "rocm" not in device.client.platform_version.lower()
+    return "gpu" if is_cuda and float(capability) >= 8 else f"{device.device_kind} {capability}"
+
+
+def need_of(cfg: "ModelConfig", *, apart: bool) -> Need:
+    """What training this model asks for, on this machine."""
+    return Need(
+        platform=platform(),
+        dtype=cfg.dtype,
+        length=cfg.context,
+        head_width=cfg.head_width,
+        segments=apart,
+        dropout=cfg.dropout > 0,
+    )
+
+
 def obstacle(kernel: Kernel, need: Need) -> str | None:
     """Why this kernel cannot do the work, or None."""
     match kernel:
         case CudnnFlash():
             if need.platform != "gpu":
-                return f"it needs an NVIDIA GPU, this is {need.platform}"
+                return f"it needs an NVIDIA GPU of compute capability 8.0, this is {need.platform}"
             if need.dtype != "bfloat16":
                 return f"it computes in bfloat16, not {need.dtype}"
             if need.head_width > 128 or need.head_width % 8:
@@ -107,7 +133,7 @@ def attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel: Kernel, *, rate: float =
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
     need = Need(
-        platform=jax.default_backend(), dtype=str(q_BTNH.dtype), length=T, head_width=H,
+        platform=platform(), dtype=str(q_BTNH.dtype), length=T, head_width=H,
         segments=segments_BT is not None, dropout=key is not None and rate > 0,
     )  # fmt: skip
     kernel, _ = choose(kernel, need)

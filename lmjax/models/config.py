@@ -46,6 +46,8 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected a positive number")
+        if self.context < 2:
+            raise ValueError(f"context is {self.context}; a token and the one it predicts need 2")
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}, and head_dim is not given")
         if self.heads % self.n_kv_heads:

@@ -24,6 +24,10 @@ class Dense:
     activation: Activation = "gelu_tanh"
     bias: bool = True
 
+    def __post_init__(self):
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"width is {self.width}; expected a positive number")
+
     def default_width(self, model_width: int) -> int:
         return 4 * model_width
 
@@ -36,6 +40,10 @@ class Gated:
     width: int | None = None
     activation: Activation = "silu"
     bias: bool = False
+
+    def __post_init__(self):
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"width is {self.width}; expected a positive number")
 
     def default_width(self, model_width: int) -> int:
         return -(-8 * model_width // (3 * 64)) * 64

@@ -40,11 +40,12 @@ class Transformer(nn.Module):
     def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache: LayerCache | None = None):
         cfg = self.cfg
         # the table is gathered over "fsdp" before it is read: the compiler would move the activations instead
-        x_BTD = constrain(self.embedding, "vocab", None).astype(cfg.dtype)[tokens_BT]
+        # and cast after it is read, so that the gradients of a frequent token are summed in float32
+        x_BTD = constrain(self.embedding, "vocab", None)[tokens_BT].astype(cfg.dtype)
         angles = None
         match cfg.positions:
             case pos.Learned():
-                x_BTD = x_BTD + self.position_table.astype(cfg.dtype)[positions_BT]
+                x_BTD = x_BTD + self.position_table[positions_BT].astype(cfg.dtype)
             case pos.Sinusoidal():
                 x_BTD = x_BTD + pos.sinusoid(positions_BT, cfg.width).astype(cfg.dtype)
             case pos.Rotary(theta=theta):

@@ -13,9 +13,10 @@ from lmjax.compilation import fast_jit
 from lmjax.data.batch import Batch
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
-from lmjax.evaluate.held_out import compile_loss, held_out
+from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
 from lmjax.experiment import Experiment
 from lmjax.generate.text import sample
+from lmjax.load import read_texts
 from lmjax.run_directory import RunDirectory, environment
 from lmjax.sharding import batch_sharding, place_batch
 from lmjax.train import state as train_state
@@ -42,7 +43,7 @@ def train(experiment: Experiment, run_path: Path, *, accept_changes: bool = Fals
         changes = open_run(run, prepared, accept_changes, screen)
         optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
         with jax.set_mesh(prepared.mesh):
-            state = resume(run, prepared, optimizer, screen)
+            state = resume(run, prepared, optimizer, screen, changed=bool(changes))
             if int(state.step) == experiment.steps:
                 screen.say(f"finished: step {experiment.steps} of {experiment.steps} in {run.path}; --steps=N goes on")
                 return
@@ -79,14 +80,15 @@ def run_steps(run: RunDirectory, prepared: Prepared, optimizer, state: TrainStat
                 report.sample(step, text)
             eval_loss = None if result is None else result.eval_loss
             better = eval_loss is not None and eval_loss < best
-            if better or stop.number or due(step, experiment.checkpoint_every, steps):
+            stopping = stop.number
+            if better or stopping or due(step, experiment.checkpoint_every, steps):
                 report.settle()
                 checkpoints.save(step, state.params, rest(state), eval_loss)
                 best = eval_loss if better else best
-            if stop.number and step < steps:
+            if stopping and step < steps:
                 checkpoints.wait()
-                raise Stopped(stop.number, step)
-    summarise(run, prepared, result, text, screen)
+                raise Stopped(stopping, step)
+    summarise(run, result, text, screen)
 
 
 def due(step: int, every: int, steps: int) -> bool:
@@ -114,18 +116,18 @@ def compile_step(experiment: Experiment, optimizer, mesh):
 
 def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool, screen: Screen) -> list[str]:
     """Lock the directory; begin the run, or make sure that it is this experiment's. The accepted changes."""
+    run.lock()
     if run.exists:
         changes = run.compare(prepared.experiment, prepared.data, accept_changes=accept_changes)
         steps = checkpoint.steps_on_disk(run.checkpoints)
         if any(change.startswith("steps:") for change in changes) and steps and steps[-1] > prepared.experiment.steps:
             raise UserError(f"--steps={prepared.experiment.steps}: {run.path} is already at step {steps[-1]}")
         return [f"changed since the run began: {change}" for change in changes]
-    run.lock()
-    run.begin(prepared.experiment, prepared.tokenizer, prepared.data, held_out_lines(prepared.held_out_texts))
+    run.begin(prepared.experiment, prepared.tokenizer, prepared.data, held_out_lines(prepared.held_out_texts()))
     return []
 
 
-def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen) -> TrainState:
+def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen, *, changed: bool) -> TrainState:
     """The state of the newest good checkpoint, on this mesh, or the one before the first step."""
     experiment = prepared.experiment
     where = train_state.shardings(experiment.model, optimizer, prepared.mesh)
@@ -140,8 +142,9 @@ def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen) -> 
         params, others = checkpoint.restore(run.checkpoints, manifest, abstract.params, rest(abstract))
         state = TrainState(others["step"], params, others["opt_state"])
         screen.say(f"resuming {run.path} after step {manifest.step}")
-    # what changed was accepted, and fits the checkpoint
-    run.write_experiment(experiment, prepared.data)
+    if changed:
+        # it was accepted, and fits the checkpoint
+        run.write_experiment(experiment, prepared.data, held_out_lines(prepared.held_out_texts()))
     run.write_json("environment.json", environment())
     run.cut(0 if manifest is None else manifest.step)
     return state
@@ -149,18 +152,19 @@ def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen) -> 
 
 def describe(prepared: Prepared, step: int) -> str:
     """Which data a step had, and how to see it."""
-    starts = ", ".join(str(address.start) for address in prepared.batches.addresses(step)[:8])
+    starts = ", ".join(f"{a.part}:{a.start}" for a in prepared.batches.addresses(step)[:8])
     return (
-        f"The batch of step {step} has the windows at tokens {starts} ...; `python run.py data --step {step}` shows it"
+        f"The batch of step {step} has the windows at source:token {starts} ...; "
+        f"`run.py data --step {step}` with the same --config and changes shows it"
     )
 
 
-def summarise(run: RunDirectory, prepared: Prepared, result, text: str, screen: Screen) -> None:
+def summarise(run: RunDirectory, result: HeldOut, text: str, screen: Screen) -> None:
     """The sample, the held-out figures beside a compressor's, and where everything is."""
     screen.say(f"sample: {text}")
     screen.say(f"held out: {result.tokens:,} tokens, {result.text_bytes:,} bytes; {result.protocol}")
     figures = {"this model": result.bits_per_byte}
-    figures |= compressors.bits_per_byte("".join(prepared.held_out_texts).encode())
+    figures |= compressors.bits_per_byte("".join(read_texts(run.held_out)).encode())
     screen.say("bits per byte: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     screen.say(f"loss {result.eval_loss:.4f} nats a token, perplexity {result.perplexity:.2f}")
     screen.say(f"written to {run.path}: checkpoints, metrics.jsonl, tensorboard, samples.txt, held_out.jsonl")

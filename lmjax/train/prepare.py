@@ -10,10 +10,11 @@ import jax
 from lmjax import tokenizers
 from lmjax.cache import built_whole, cache_root
 from lmjax.data.batches import Batches
-from lmjax.data.sources import parts
-from lmjax.data.store import Store, TokenStream, open_store, stream_of
+from lmjax.data.sources import Source, parts
+from lmjax.data.store import Store, TokenStream, joined, open_store
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
+from lmjax.generate.text import prompt_ids
 from lmjax.models import attention
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import build_mesh
@@ -28,10 +29,14 @@ class Prepared:
     experiment: Experiment
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
+    sources: list[Source]
     stores: list[Store]
     batches: Batches
     held_out: TokenStream
-    held_out_texts: list[str]
+
+    def held_out_texts(self) -> list[str]:
+        """The held-out documents, read again."""
+        return [document.text for source in self.sources for split, document in source.split() if split == "held_out"]
 
     @property
     def data(self) -> dict:
@@ -58,12 +63,8 @@ def check_devices(experiment: Experiment) -> jax.sharding.Mesh:
 
 def kernel(experiment: Experiment) -> tuple[attention.Kernel, str]:
     """The attention kernel that training will use, and why."""
-    cfg = experiment.model
-    need = attention.Need(
-        platform=jax.default_backend(), dtype=cfg.dtype, length=cfg.context, head_width=cfg.head_width,
-        segments=experiment.data.documents == "apart", dropout=cfg.dropout > 0,
-    )  # fmt: skip
-    return attention.choose(cfg.kernel, need)
+    need = attention.need_of(experiment.model, apart=experiment.data.documents == "apart")
+    return attention.choose(experiment.model.kernel, need)
 
 
 def prepare(experiment: Experiment, run: RunDirectory | None) -> Prepared:
@@ -88,16 +89,17 @@ def prepare(experiment: Experiment, run: RunDirectory | None) -> Prepared:
                 f"data.source {_place(source)}: the training text has {stream.size} tokens; a window of model.context "
                 f"{length} needs {length + 1}"
             )
-    texts = [document.text for source, _ in sources for split, document in source.split() if split == "held_out"]
-    held_out = stream_of(texts, tokenizer)
+    held_out = joined([store.stream("held_out") for store in stores])
     if held_out.size < 2:
         raise UserError(
             f"data.source {', '.join(_place(source) for source, _ in sources)}: nothing to evaluate, the held-out text "
             f"has {held_out.size} token(s); try a larger held_out.share, or --data.source.held_out=LastPart"
         )
+    # a prompt that cannot be encoded is found now, not at the first sample
+    prompt_ids(experiment.sampling.prompt, tokenizer)
     apart = experiment.data.documents == "apart"
     batches = Batches(streams, length=length, rows=experiment.batch_size, seed=experiment.seed, apart=apart)
-    return Prepared(experiment, mesh, tokenizer, stores, batches, held_out, texts)
+    return Prepared(experiment, mesh, tokenizer, [source for source, _ in sources], stores, batches, held_out)
 
 
 def build_tokenizer(experiment: Experiment, sources: list) -> Tokenizer:

@@ -39,6 +39,7 @@ def test_json_lines(tmp_path):
     [
         ("{broken", "d.jsonl:2: not JSON"),
         ('["text"]', "d.jsonl:2: expected an object with a text in 'text'"),
+        ('{"text": "a\\ud83d"}', "d.jsonl:2: half a surrogate pair at character 1 of 'text'"),
         ('{"text": 5}', "d.jsonl:2: expected an object with a text in 'text'"),
     ],
 )

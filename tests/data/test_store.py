@@ -74,6 +74,24 @@ def test_a_truncated_shard_is_an_error_that_names_it(own_cache, source):
         store.open_store(source, Bytes().build(list)).stream("train")
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "train-documents.npy"])
+def test_a_damaged_file_is_named(own_cache, source, name):
+    opened = store.open_store(source, Bytes().build(list))
+    (opened.directory / name).write_bytes(b"{")
+    with pytest.raises(UserError, match=f"{name}: damaged; remove"):
+        store.open_store(source, Bytes().build(list)).stream("train")
+
+
+def test_joined_streams_are_the_stream_of_all_texts():
+    tokenizer = Bytes(eos=True).build(list)
+    texts = ["one", "zwei", "drei é"]
+    whole = store.stream_of(texts, tokenizer)
+    parts = store.joined([store.stream_of(texts[:1], tokenizer), store.stream_of(texts[1:], tokenizer)])
+    assert parts.starts.tolist() == whole.starts.tolist()
+    assert parts.text_bytes == whole.text_bytes
+    assert parts.gather(np.arange(whole.size)).tolist() == whole.gather(np.arange(whole.size)).tolist()
+
+
 def test_ids_above_65535_fit(own_cache, source, monkeypatch):
     tokenizer = Bytes().build(list)
     monkeypatch.setattr(tokenizer, "vocab_size", 70_000)

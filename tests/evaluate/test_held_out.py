@@ -77,6 +77,11 @@ def test_nothing_to_score_is_an_error():
         score(2, texts=["x"])
 
 
+def test_an_empty_text_with_bos_and_eos_is_an_error():
+    with pytest.raises(UserError, match="scoring needs at least 2, and some text"):
+        score(2, texts=[""], bos=True)
+
+
 def test_smoothing_and_dropout_play_no_part():
     assert score(4, cfg=replace(CFG, dropout=0.5)).nats == score(4).nats
 

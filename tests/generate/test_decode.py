@@ -79,6 +79,14 @@ def test_a_batch_of_different_lengths_gives_what_each_prompt_alone_gives(model, 
         assert alone.tolist() == new.tolist()
 
 
+def test_ids_that_only_fill_the_vocabulary_up_are_never_chosen():
+    cfg, params = CONFIGS["gpt2"], transformer.init_params(CONFIGS["gpt2"], jax.random.key(1))
+    for how in (choice(), choice(temperature=5.0)):
+        (new,) = generate(cfg, params, prompts(cfg, [4]), max_new_tokens=25, how=how, known=7)
+        assert len(new) == 25
+        assert new.max() < 7
+
+
 def test_seeds_and_repeated_prompts():
     cfg, params = CONFIGS["llama"], transformer.init_params(CONFIGS["llama"], jax.random.key(1))
     prompt = prompts(cfg, [5])[0]

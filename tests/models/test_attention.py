@@ -77,6 +77,7 @@ def test_auto_takes_the_fastest_that_can_do_the_work():
     ("change", "reason"),
     [
         ({"dtype": "float32"}, "CudnnFlash: it computes in bfloat16, not float32"),
+        ({"platform": "Tesla T4 7.5"}, "fastest on Tesla T4 7.5"),
         ({"segments": True}, "CudnnFlash: it cannot keep documents apart here"),
         ({"dropout": True}, "CudnnFlash: it has no dropout on the attention weights"),
         ({"platform": "tpu", "length": 100}, "Splash: it wants a length in multiples of 128, not 100"),

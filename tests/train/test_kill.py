@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENT = """
 from tests import tiny
 from dataclasses import replace
-experiment = replace(tiny.experiment({text!r}), steps=60, checkpoint_every=3, evaluate_every=20, sample_every=60)
+experiment = replace(tiny.experiment({text!r}), steps=40, checkpoint_every=3, evaluate_every=20, sample_every=40)
 """
 
 
@@ -45,7 +45,7 @@ def test_killed_and_restarted_until_finished(tmp_path):
     rng = random.Random(os.getpid())  # another time in each run of the tests; the law holds for all
     kills, finished = 0, False
     while not finished:
-        goal = lines(killed) + rng.randrange(1, 25) if kills < 4 else 10**9
+        goal = lines(killed) + rng.randrange(1, 18) if kills < 3 else 10**9
         with subprocess.Popen(
             command(tmp_path, killed), cwd=ROOT, env=one_device(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as process:
@@ -56,13 +56,13 @@ def test_killed_and_restarted_until_finished(tmp_path):
                 assert process.returncode == 0, process.stderr.read().decode()
             process.send_signal(signal.SIGKILL)
         kills += not finished
-    assert kills >= 2
+    assert kills >= 1
 
     runs = []
     for run in (straight, killed):
         metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         runs.append([{k: v for k, v in m.items() if k != "tokens_per_second"} for m in metrics])
-    assert [m["step"] for m in runs[0] if "loss" in m] == list(range(1, 61))
+    assert [m["step"] for m in runs[0] if "loss" in m] == list(range(1, 41))
     assert runs[0] == runs[1]
     a, b = (load_run(run).params for run in (straight, killed))
     assert all((x == y).all() for x, y in zip(map(np.asarray, leaves(a)), map(np.asarray, leaves(b)), strict=True))

@@ -16,6 +16,7 @@ from lmjax.load import load_run
 from lmjax.models.config import ModelConfig
 from lmjax.optim import AdamW, Muon
 from lmjax.sharding import Mesh
+from lmjax.tokenizers import Bytes
 from lmjax.train import loop
 from lmjax.train.report import Report
 from tests import tiny
@@ -94,16 +95,18 @@ def assert_same_run(a, b):
     assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(b2=0.95), Muon()], ids=["adamw", "muon"])
-def test_interrupted_equals_uninterrupted(optimizer, text_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("optimizer", "plans"),
+    # never, in the middle, twice; and between checkpoints and evaluations, before the first of them
+    [(AdamW(b2=0.95), [[], [10], [5, 10]]), (Muon(), [[3, 13]])],
+    ids=["adamw", "muon"],
+)
+def test_interrupted_equals_uninterrupted(optimizer, plans, text_file, tmp_path, monkeypatch):
     exp = experiment(text_file, tmp_path, optimizer=optimizer)
     straight = run(exp, tmp_path / "straight")
     assert [m[0] for m in losses(straight)] == list(range(1, 21))
-    assert_same_run(straight, run(exp, tmp_path / "again"))
-    assert_same_run(straight, run(exp, tmp_path / "10+10", [10], monkeypatch))
-    assert_same_run(straight, run(exp, tmp_path / "5+5+10", [5, 10], monkeypatch))
-    # between checkpoints and evaluations, and before the first
-    assert_same_run(straight, run(exp, tmp_path / "3+4+6+7", [3, 7, 13], monkeypatch))
+    for stops in plans:
+        assert_same_run(straight, run(exp, tmp_path / "-".join(["stopped", *map(str, stops)]), stops, monkeypatch))
 
 
 def test_evaluating_and_saving_change_nothing(text_file, tmp_path):
@@ -115,20 +118,19 @@ def test_evaluating_and_saving_change_nothing(text_file, tmp_path):
 
 
 def test_resumes_on_another_mesh(text_file, tmp_path, monkeypatch):
-    """Saved by eight devices, continued by one and by 2 x 2 x 2: the state bitwise, the losses within 1e-5."""
+    """Saved by 8 fsdp devices, continued by 2 x 2 x 2: the state bitwise, the losses within 1e-5."""
     model = ModelConfig(layers=2, width=16, heads=2, context=16, dropout=0.1)
     exp = experiment(text_file, tmp_path, model=model, microbatches=1, batch_size=8, mesh=Mesh(data=1, fsdp=8))
     straight = run(exp, tmp_path / "straight")
-    for name, mesh in {"mixed": Mesh(data=2, fsdp=2, tensor=2), "data": Mesh(data=8)}.items():
-        directory = tmp_path / name
-        stop_at(monkeypatch, 10)
-        with pytest.raises(loop.Stopped):
-            loop.train(exp, directory)
-        loop.train(replace(exp, mesh=mesh), directory, accept_changes=True)
-        ours, theirs = (np.array([m[1] for m in losses(d)]) for d in (directory, straight))
-        assert (ours[:10] == theirs[:10]).all()
-        np.testing.assert_allclose(ours[10], theirs[10], rtol=1e-5)
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    directory = tmp_path / "mixed"
+    stop_at(monkeypatch, 10)
+    with pytest.raises(loop.Stopped):
+        loop.train(exp, directory)
+    loop.train(replace(exp, mesh=Mesh(data=2, fsdp=2, tensor=2)), directory, accept_changes=True)
+    ours, theirs = (np.array([m[1] for m in losses(d)]) for d in (directory, straight))
+    assert (ours[:10] == theirs[:10]).all()
+    np.testing.assert_allclose(ours[10], theirs[10], rtol=1e-5)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
 def test_a_finished_run_says_so_and_more_steps_go_on(text_file, tmp_path, capsys):
@@ -156,6 +158,62 @@ def test_another_experiment_or_another_text_is_refused_with_the_difference(text_
     with pytest.raises(UserError, match="the text behind data.source changed"):
         loop.train(exp, directory)
     assert kept == {f: f.read_bytes() for f in directory.rglob("*") if f.is_file() and f.name != ".lock"}
+
+
+def test_a_run_killed_while_it_began_begins_again(text_file, tmp_path, monkeypatch):
+    """kill -9 between the first file of a run directory and its experiment.json."""
+    exp = experiment(text_file, tmp_path, steps=2, sample_every=2)
+
+    def killed(*_):
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.RunDirectory, "write_experiment", killed)
+        with pytest.raises(SystemExit):
+            loop.train(exp, tmp_path / "run")
+    assert (tmp_path / "run" / "tokenizer").is_dir()
+    assert not (tmp_path / "run" / "experiment.json").exists()
+    loop.train(exp, tmp_path / "run")
+    assert [m[0] for m in losses(tmp_path / "run")] == [1, 2]
+
+
+def test_a_run_killed_while_its_first_checkpoint_was_hashed_goes_on(text_file, tmp_path, monkeypatch):
+    """Orbax had committed, the manifest was not yet there."""
+    exp = experiment(text_file, tmp_path, steps=2, sample_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_whole", lambda *_: (_ for _ in ()).throw(RuntimeError("killed here")))
+        with pytest.raises(RuntimeError, match="killed here"):
+            loop.train(exp, tmp_path / "run")
+    assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["2.new"]
+    loop.train(exp, tmp_path / "run")
+    assert checkpoint.steps_on_disk(tmp_path / "run" / "checkpoints") == [2]
+
+
+def test_the_tokenizer_of_a_run_cannot_change(text_file, tmp_path):
+    exp = experiment(text_file, tmp_path, steps=2, sample_every=2)
+    loop.train(exp, tmp_path / "run")
+    with pytest.raises(UserError, match="the tokenizer of a run cannot change"):
+        loop.train(replace(exp, tokenizer=Bytes(eos=True)), tmp_path / "run", accept_changes=True)
+
+
+def test_accepted_text_is_what_evaluate_scores(text_file, tmp_path):
+    exp = tiny.experiment(text_file, steps=2, sample_every=2)
+    loop.train(exp, tmp_path / "run")
+    text_file.write_text(text_file.read_text() + "another end" * 200)
+    loop.train(replace(exp, steps=4), tmp_path / "run", accept_changes=True)
+    assert "another end" in (tmp_path / "run" / "held_out.jsonl").read_text()
+
+
+def test_two_starts_of_a_new_run_do_not_share_it(text_file, tmp_path):
+    """The second began before the first had made the directory."""
+    exp = experiment(text_file, tmp_path, steps=2, sample_every=2)
+    loop.train(exp, tmp_path / "run")
+    with loop.RunDirectory(tmp_path / "run") as first:
+        first.lock()
+        with loop.RunDirectory(tmp_path / "run") as second:
+            prepared = loop.prepare(exp, None)
+            with pytest.raises(UserError, match="in use by process"):
+                loop.open_run(second, prepared, False, None)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_state_is_saved(text_file, tmp_path):
