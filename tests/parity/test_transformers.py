@@ -152,7 +152,7 @@ def test_muon_equals_torch():
     tree = lambda x: {"blocks": {"w": {"kernel": jnp.float32(x)[None]}}}
     ours = dict(trees.named_leaves(steps(tx, tree(start), [tree(g) for g in gradients])))["blocks/w/kernel"][0]
     moved = np.abs(weight.detach().numpy().T - start).max()
-    np.testing.assert_allclose(ours, weight.detach().numpy().T, atol=0.03 * moved)
+    np.testing.assert_allclose(ours, weight.detach().numpy().T, atol=0.1 * moved)
 
 
 def test_gpt2_tokenizer_files_give_the_ids_of_transformers(tmp_path):
