@@ -3,14 +3,17 @@
     python -m pip install torch==2.13.0 transformers && python benchmarks/train_step.py
 
 Ours is the step that `run.py` trains with; the peer is transformers' GPT-2 with PyTorch's AdamW and gradient clipping,
-on the same shape and the same random tokens, all of this machine's cores for both. The two take turns, so that a
-noisy machine is noisy for both; medians are printed, and ratios of medians.
+on the same shape and the same random tokens, all of this machine's cores for each. They take turns, each in a process
+of its own, so that a noisy machine is noisy for all; medians are printed, and ratios of medians.
 """
 
 import argparse
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from importlib.metadata import version
 
@@ -74,54 +77,65 @@ def peer(experiment, tokens_BS, autocast: bool):
     return run
 
 
-def compare(name: str, path: str, overrides: list[str], length: int, rounds: int, steps: int) -> list[str]:
-    """Rows of the table for one experiment; each round runs `steps` steps of each contestant."""
-    experiment = experiments.load(path, overrides)
-    experiment = experiment.with_vocab(65)
-    tokens_BS = np.random.default_rng(0).integers(
-        0, experiment.model.vocab, (experiment.batch_size, length + 1), np.int32
-    )
-    contestants = {
-        "lmjax float32": ours(experiment, tokens_BS),
-        "PyTorch float32": peer(experiment, tokens_BS, False),
-        "PyTorch bfloat16 autocast": peer(experiment, tokens_BS, True),
-    }
-    seconds = {who: [] for who in contestants}
-    for who, run in contestants.items():
-        print(f"{name}: {who} warms up, loss {run():.3f}", flush=True)
+WORKS = {
+    "0.8M, batch 12 x 64": ("experiments/shakespeare_char_cpu.py", [], 64, 100),
+    # the peer recomputes nothing and holds all logits; so do we
+    "GPT-2 124M, batch 2 x 512": (
+        "experiments/gpt2_124m.py",
+        [
+            "batch_size=2",
+            "microbatches=1",
+            "model.dtype=float32",
+            "model.unroll=12",
+            "model.remat=nothing",
+            "task.loss_chunk=none",
+        ],
+        512,
+        4,
+    ),
+}
+WHO = ["lmjax float32", "PyTorch float32", "PyTorch bfloat16 autocast"]
+
+
+def contestant(work: str, who: str) -> None:
+    """Print the seconds of each step, after two to warm up."""
+    path, overrides, length, steps = WORKS[work]
+    experiment = experiments.load(path, overrides).with_vocab(65)
+    shape = (experiment.batch_size, length + 1)
+    tokens_BS = np.random.default_rng(0).integers(0, experiment.model.vocab, shape, np.int32)
+    run = ours(experiment, tokens_BS) if who == WHO[0] else peer(experiment, tokens_BS, who == WHO[2])
+    run(), run()
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
         run()
-    for _ in range(rounds):
-        for who, run in contestants.items():
-            for _ in range(steps):
-                start = time.perf_counter()
-                run()
-                seconds[who].append(time.perf_counter() - start)
-    rows, base = [], statistics.median(seconds["PyTorch float32"])
-    for who, times in seconds.items():
-        median = statistics.median(times)
-        speed = experiment.batch_size * length / median
-        rows.append(f"| {name} | {who} | {1000 * median:,.0f} | {speed:,.0f} | {base / median:.2f} |")
-    return rows
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps({"seconds": seconds, "tokens": experiment.batch_size * length}))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=["char", "gpt2"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contestant", nargs=2, metavar=("WORK", "WHO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    rows = []
-    if options.only != "gpt2":
-        rows += compare("0.8M, batch 12 x 64", "experiments/shakespeare_char_cpu.py", [], 64, rounds=10, steps=20)
-    if options.only != "char":
-        # the peer recomputes nothing and holds all logits; so do we
-        changes = ["batch_size=2", "microbatches=1", "model.dtype=float32", "model.unroll=12"]
-        changes += ["model.remat=nothing", "task.loss_chunk=none"]
-        rows += compare("GPT-2 124M, batch 2 x 512", "experiments/gpt2_124m.py", changes, 512, rounds=4, steps=1)
-    print(
-        f"\n{platform.machine()}, {os.cpu_count()} cores, "
-        + ", ".join(f"{p} {version(p)}" for p in ("jax", "torch", "transformers"))
-    )
-    print("| work | who | ms a step | tokens/s | times PyTorch float32 |\n|---|---|---|---|---|")
-    print("\n".join(rows))
+    if options.contestant:
+        return contestant(*options.contestant)
+    packages = ", ".join(f"{p} {version(p)}" for p in ("jax", "torch", "transformers"))
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {packages}")
+    print("| work | who | ms a step | tokens/s | times PyTorch float32 |\n|---|---|---|---|---|", flush=True)
+    for work in WORKS:
+        seconds = {who: [] for who in WHO}
+        for _ in range(options.rounds):
+            # a process each: the threads that one library keeps spinning would slow the other
+            for who in WHO:
+                command = [sys.executable, __file__, "--contestant", work, who]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                result = json.loads(done.stdout.splitlines()[-1])
+                seconds[who] += result["seconds"]
+        medians = {who: statistics.median(times) for who, times in seconds.items()}
+        for who, median in medians.items():
+            speed, ratio = result["tokens"] / median, medians[WHO[1]] / median
+            print(f"| {work} | {who} | {1000 * median:,.0f} | {speed:,.0f} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""The best recipe found for tinyshakespeare by characters in 85 seconds on two CPU cores.
+"""The best recipe found for tinyshakespeare by characters in minutes on two CPU cores.
 
 python run.py --config experiments/shakespeare_char_fast.py --data.source.path=FILE
+
+Expected: a loss of 1.595 over the whole held-out tenth after 163 seconds on two slow cores (6,600 tokens/s, x86-64 with
+AVX-512); 1.954 after 54 s, 1.781 after 91 s. Tried beside it, losses after 717,000 tokens: batch 8 x 128 1.671,
+batch 4 x 128 1.649, a peak of 0.04 1.677. nanoGPT's recipe reaches 1.91 after 1.5 million tokens.
 """
 
 from lmjax.data.sources import TextFiles

@@ -144,7 +144,9 @@ class Tfds(Source):
             else:
                 builder = tfds.builder(self.name, data_dir=self.data_dir)
             if self.feature not in builder.info.features:
-                raise UserError(f"data.source.feature: {where} has {sorted(builder.info.features)}, not {self.feature!r}")
+                raise UserError(
+                    f"data.source.feature: {where} has {sorted(builder.info.features)}, not {self.feature!r}"
+                )
             return builder.as_data_source(split=self.part)
         except UserError:
             raise
