@@ -2,7 +2,7 @@
 
 python run.py --config experiments/shakespeare_char_cpu.py --data.source.path=FILE
 
-Expected: a loss of 1.910 over the whole held-out tenth (seed 1: 1.916; nanoGPT: 1.893), in 132 seconds on two slow cores
+Expected: a loss of 1.910 over the whole held-out tenth (seed 1: 1.916; nanoGPT: 1.893), 132 seconds on two slow cores
 (14,000 tokens/s, x86-64 with AVX-512).
 """
 
