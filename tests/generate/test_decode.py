@@ -11,12 +11,10 @@ from lmjax.generate.decode import decode, generate, prefill
 from lmjax.generate.sampling import choice
 from lmjax.models import transformer
 from lmjax.models.cache import empty_cache
-from lmjax.models.positions import Sinusoidal
 from tests import tiny
 
 CONFIGS = {
     "gpt2": tiny.gpt2(), "llama": tiny.llama(), "multi_query": tiny.llama(kv_heads=1),
-    "sinusoidal": tiny.gpt2(positions=Sinusoidal()),
 }  # fmt: skip
 
 

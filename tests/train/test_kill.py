@@ -45,7 +45,7 @@ def test_killed_and_restarted_until_finished(tmp_path):
     rng = random.Random(os.getpid())  # another time in each run of the tests; the law holds for all
     kills, finished = 0, False
     while not finished:
-        goal = lines(killed) + rng.randrange(1, 18) if kills < 3 else 10**9
+        goal = lines(killed) + rng.randrange(1, 18) if kills < 2 else 10**9
         with subprocess.Popen(
             command(tmp_path, killed), cwd=ROOT, env=one_device(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as process:
