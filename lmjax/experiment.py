@@ -23,6 +23,10 @@ class DataConfig:
     source: AnySource = PythonLibrary()
     documents: Literal["joined", "apart"] = "joined"
 
+    @property
+    def apart(self) -> bool:
+        return self.documents == "apart"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:

@@ -1,13 +1,12 @@
 """A trained model from its run directory, ready to score and to write."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 
 from lmjax import checkpoint
-from lmjax.data.sources import decode, json_field, read_bytes
+from lmjax.data.sources import decode, json_lines, read_bytes
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
 from lmjax.models import attention
@@ -32,7 +31,7 @@ def load_run(path: Path, step: int | str | None = None) -> LoadedRun:
         raise UserError(f"--model {path_text(path)}: no such directory")
     run = RunDirectory(path)
     experiment = _runnable(run.experiment())
-    manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}", file=sys.stdout))
+    manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract_params(experiment.model)
@@ -44,7 +43,7 @@ def load_run(path: Path, step: int | str | None = None) -> LoadedRun:
 def _runnable(experiment: Experiment) -> Experiment:
     """The experiment, with another attention kernel where the run asked by name for one that this machine has not."""
     cfg = experiment.model
-    need = replace(attention.need_of(cfg, apart=experiment.data.documents == "apart"), dropout=False)
+    need = replace(attention.need_of(cfg, apart=experiment.data.apart), dropout=False)
     if isinstance(cfg.kernel, attention.Auto) or not (reason := attention.obstacle(cfg.kernel, need)):
         return experiment
     print(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")
@@ -58,5 +57,4 @@ def read_texts(file: Path) -> list[str]:
     content = decode(read_bytes(file), file, "strict")
     if ".jsonl" not in file.suffixes:
         return [content]
-    lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
-    return [json_field(line, "text", f"{path_text(file)}:{number}") for number, line in lines]
+    return [text for _, text in json_lines(content, "text", file)]

@@ -121,7 +121,7 @@ def _muon_axes(params):
         inputs = x.ndim - 2 if name.endswith("out/kernel") else 1
         return MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, x.ndim)))
 
-    return jax.tree.map(lambda x, name: axes(name, x), params, map_named(lambda name, _: name, params))
+    return map_named(axes, params)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from lmjax.experiment import Experiment
 from lmjax.tokenizers import Tokenizer
 
 # what a run that was killed while it began may have left
-BEGUN = {".lock", "tokenizer", "checkpoints", "held_out.jsonl", "data.json", ".held_out.jsonl.new", ".data.json.new"}
-BEGUN |= {".experiment.json.new"}
+BEGUN = {".lock", "tokenizer", "checkpoints", "held_out.jsonl", "data.json"}
+BEGUN |= {".held_out.jsonl.new", ".data.json.new", ".experiment.json.new"}
 
 
 class RunDirectory:

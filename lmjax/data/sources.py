@@ -107,10 +107,8 @@ class JsonLines(Source):
 
     def documents(self):
         for name, file in matching(self.path):
-            lines = decode(read_bytes(file), file, "strict").split("\n")
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield Document(f"{name}:{number}", json_field(line, self.field, f"{path_text(file)}:{number}"))
+            for number, text in json_lines(decode(read_bytes(file), file, "strict"), self.field, file):
+                yield Document(f"{name}:{number}", text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +248,13 @@ def decode(content: bytes, where, errors: Literal["strict", "replace"]) -> str:
             f"{path_text(where)}: not UTF-8 at byte {error.start} (0x{content[error.start]:02x}); "
             "TextFiles with errors=replace reads such bytes as U+FFFD"
         ) from None
+
+
+def json_lines(content: str, field: str, file: Path) -> Iterator[tuple[int, str]]:
+    """(number, text of one field) for every line that is not blank. Raises UserError with the line's number."""
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield number, json_field(line, field, f"{path_text(file)}:{number}")
 
 
 def json_field(line: str, field: str, where: str) -> str:

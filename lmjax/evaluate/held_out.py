@@ -56,7 +56,7 @@ def compile_loss(experiment: Experiment):
 
 def held_out(experiment: Experiment, loss_of, params, stream: TokenStream, mesh: jax.sharding.Mesh) -> HeldOut:
     """Score a stream; `loss_of` comes from `compile_loss`. Raises UserError where there is nothing to score."""
-    length, apart = experiment.model.context, experiment.data.documents == "apart"
+    length, apart = experiment.model.context, experiment.data.apart
     if count(stream, length) == 0 or stream.text_bytes == 0:
         raise UserError(f"the text to evaluate has {stream.size} token(s); scoring needs at least 2, and some text")
     # all batches are sent before the first result is asked for

@@ -21,16 +21,13 @@ def continue_texts(
 ) -> list[str]:  # fmt: skip
     """Each prompt with what the model writes after it, up to the tokenizer's EOS. Raises UserError as `generate`."""
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
-    news = generate(
-        experiment.model,
-        params,
-        ids,
-        max_new_tokens=max_new_tokens,
-        how=how,
-        seed=seed,
-        stop=tokenizer.policy.eos,
-        known=tokenizer.vocab_size,
-    )
+    return _written(experiment, params, tokenizer, ids, max_new_tokens=max_new_tokens, how=how, seed=seed)
+
+
+def _written(experiment, params, tokenizer: Tokenizer, ids: list[np.ndarray], **settings) -> list[str]:
+    """The texts of these ids and of what the model writes after them."""
+    stop, known = tokenizer.policy.eos, tokenizer.vocab_size
+    news = generate(experiment.model, params, ids, stop=stop, known=known, **settings)
     # decoded together: a character may begin in the prompt and end after it
     return [tokenizer.decode(np.concatenate([old, new])) for old, new in zip(ids, news, strict=True)]
 
@@ -48,14 +45,5 @@ def sample(experiment: Experiment, params, tokenizer: Tokenizer) -> str:
     ids = ids[: experiment.model.context - 1]
     how = choice(temperature=sampling.temperature, top_k=sampling.top_k)
     room = min(sampling.max_new_tokens, experiment.model.context - len(ids))
-    (new,) = generate(
-        experiment.model,
-        params,
-        [ids],
-        max_new_tokens=room,
-        how=how,
-        seed=experiment.seed,
-        stop=tokenizer.policy.eos,
-        known=tokenizer.vocab_size,
-    )
-    return tokenizer.decode(np.concatenate([ids, new]))
+    (text,) = _written(experiment, params, tokenizer, [ids], max_new_tokens=room, how=how, seed=experiment.seed)
+    return text

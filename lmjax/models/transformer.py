@@ -1,5 +1,6 @@
 """The decoder-only Transformer: tokens to the vectors from which the next token is predicted."""
 
+import functools
 from functools import partial
 
 import flax.linen as nn
@@ -83,11 +84,13 @@ def init_params(cfg: ModelConfig, key):
     return nn.unbox(_init(cfg, key))
 
 
+@functools.cache
 def abstract_params(cfg: ModelConfig):
     """The shapes of the parameters, without computing anything."""
     return jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
 
 
+@functools.cache
 def param_names(cfg: ModelConfig):
     """For every parameter, the tuple of its axes' logical names."""
     boxed = jax.eval_shape(lambda: _init(cfg, jax.random.key(0)))

@@ -40,7 +40,7 @@ def train(experiment: Experiment, run_path: Path, *, accept_changes: bool = Fals
     with RunDirectory(run_path) as run:
         prepared = prepare(experiment, run)
         experiment = prepared.experiment
-        changes = open_run(run, prepared, accept_changes, screen)
+        changes = open_run(run, prepared, accept_changes)
         optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
         with jax.set_mesh(prepared.mesh):
             state = resume(run, prepared, optimizer, screen, changed=bool(changes))
@@ -104,7 +104,7 @@ def compile_step(experiment: Experiment, optimizer, mesh):
     """(state, batch) -> (state, metrics), jitted, with the state's memory handed on from step to step."""
     where = train_state.shardings(experiment.model, optimizer, mesh)
     rows = batch_sharding(mesh)
-    segments = rows if experiment.data.documents == "apart" else None
+    segments = rows if experiment.data.apart else None
     batch = Batch(rows, rows, segments, rows, rows)
     return fast_jit(
         partial(update, experiment, optimizer),
@@ -114,7 +114,7 @@ def compile_step(experiment: Experiment, optimizer, mesh):
     )
 
 
-def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool, screen: Screen) -> list[str]:
+def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool) -> list[str]:
     """Lock the directory; begin the run, or make sure that it is this experiment's. The accepted changes."""
     run.lock()
     if run.exists:

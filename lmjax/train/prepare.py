@@ -49,7 +49,7 @@ def check_devices(experiment: Experiment) -> jax.sharding.Mesh:
     """The mesh, once the batch and the weights can be split over it and the kernel can run on it. Raises UserError."""
     mesh = build_mesh(experiment.mesh)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = experiment.batch_size // experiment.microbatches
+    rows = experiment.microbatch_size
     if rows % ways:
         raise UserError(
             f"batch_size {experiment.batch_size} / microbatches {experiment.microbatches} = {rows} rows cannot be "
@@ -63,7 +63,7 @@ def check_devices(experiment: Experiment) -> jax.sharding.Mesh:
 
 def kernel(experiment: Experiment) -> tuple[attention.Kernel, str]:
     """The attention kernel that training will use, and why."""
-    need = attention.need_of(experiment.model, apart=experiment.data.documents == "apart")
+    need = attention.need_of(experiment.model, apart=experiment.data.apart)
     return attention.choose(experiment.model.kernel, need)
 
 
@@ -97,8 +97,9 @@ def prepare(experiment: Experiment, run: RunDirectory | None) -> Prepared:
         )
     # a prompt that cannot be encoded is found now, not at the first sample
     prompt_ids(experiment.sampling.prompt, tokenizer)
-    apart = experiment.data.documents == "apart"
-    batches = Batches(streams, length=length, rows=experiment.batch_size, seed=experiment.seed, apart=apart)
+    batches = Batches(
+        streams, length=length, rows=experiment.batch_size, seed=experiment.seed, apart=experiment.data.apart
+    )
     return Prepared(experiment, mesh, tokenizer, [source for source, _ in sources], stores, batches, held_out)
 
 

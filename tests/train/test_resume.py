@@ -213,7 +213,7 @@ def test_two_starts_of_a_new_run_do_not_share_it(text_file, tmp_path):
         with loop.RunDirectory(tmp_path / "run") as second:
             prepared = loop.prepare(exp, None)
             with pytest.raises(UserError, match="in use by process"):
-                loop.open_run(second, prepared, False, None)
+                loop.open_run(second, prepared, False)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_state_is_saved(text_file, tmp_path):
