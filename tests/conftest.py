@@ -1,24 +1,28 @@
 """Eight simulated devices, and a cache of the session's own."""
 
 import os
+import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["LMJAX_CACHE"] = tempfile.mkdtemp(prefix="lmjax-test-cache-")
-
-import shutil
+# the tests compile many tiny programs once: what only makes programs faster would make the tests slower
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+# the workers of pytest-xdist are children of the session and share its cache
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["LMJAX_CACHE"] = tempfile.mkdtemp(prefix="lmjax-test-cache-")
 
 import jax
 import pytest
 
-# the tests compile many tiny programs, some of them in several processes
 jax.config.update("jax_compilation_cache_dir", os.environ["LMJAX_CACHE"] + "/programs")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def pytest_sessionfinish():
-    shutil.rmtree(os.environ["LMJAX_CACHE"], ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["LMJAX_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +14,6 @@ import run as command_line
 from lmjax.data.sources import PythonLibrary
 from tests import tiny
 
-ROOT = Path(__file__).parents[1]
 EXPERIMENT = """
 from dataclasses import replace
 from tests import tiny
@@ -227,10 +224,11 @@ def test_data_says_where_a_round_trip_is_not_exact(place, capsys):
 # --- what only a process of its own can show
 
 
-def spawn(words, place, **options):
-    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([sys.executable, str(ROOT / "run.py"), *words], cwd=place, env=env, text=True, **streams)
+def spawn(words, place, before=(), **options):
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": tiny.environment_of_a_process()} | options
+    return subprocess.Popen(
+        [*before, sys.executable, str(tiny.ROOT / "run.py"), *words], cwd=place, text=True, **settings
+    )
 
 
 def wait_for(condition, process, seconds=120):
@@ -243,7 +241,7 @@ def wait_for(condition, process, seconds=120):
 
 def test_help_imports_nothing_heavy(place):
     code = "import sys, run\nrun.main(['--help'])\nrun.main([])\nprint(sorted(m for m in sys.modules if m in ('jax', 'numpy', 'flax')))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=True).stdout
     assert "python run.py --config experiments/small.py" in out
     assert out.splitlines()[-1] == "[]"
 
@@ -282,19 +280,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_while_a_second_run_is_kept_ou
 def test_a_full_disk_is_one_line_and_loses_nothing(place):
     """No file may grow beyond a limit: the checkpoint of the larger model does, what came before does not."""
     words = ["--config", "e.py", "--model.width=256", "--microbatches=1", "--sample_every=20"]
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    env = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    os.environ.update(env)
-    try:
-        with spawn(words, place, preexec_fn=limit) as process:
-            _, err = process.communicate(timeout=180)
-    finally:
-        for name in env:
-            del os.environ[name]
+    env = tiny.environment_of_a_process() | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    limit = ["bash", "-c", 'ulimit -f 300 && exec "$@"', "bash"]
+    with spawn(words, place, before=limit, env=env) as process:
+        _, err = process.communicate(timeout=180)
     assert process.returncode == 2
     assert err.count("\n") == 1, err
     assert "the checkpoint could not be written: File too large; earlier ones are intact" in err
@@ -315,18 +304,12 @@ def test_a_reader_that_goes_away_does_not_end_the_run(place):
 
 
 def test_no_home_no_terminal_and_another_folder(place):
-    env = {name: value for name, value in os.environ.items() if name not in ("HOME", "LMJAX_CACHE")}
-    env |= {
-        "XLA_FLAGS": "",
-        "PYTHONPATH": str(ROOT),
-        "TMPDIR": str(place),
-        "PYTHONHASHSEED": "5",
-        "HOME": str(place / "home"),
-    }
-    words = [sys.executable, str(ROOT / "run.py"), "--config", "e.py", "--steps=3", "--run", "a b/ü"]
-    done = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "step 1/3  loss " in done.stdout
+    env = tiny.environment_of_a_process() | {"TMPDIR": str(place), "PYTHONHASHSEED": "5", "HOME": str(place / "home")}
+    del env["LMJAX_CACHE"]
+    with spawn(["--config", "e.py", "--steps=3", "--run", "a b/ü"], place, env=env) as process:
+        out, err = process.communicate(timeout=180)
+    assert (process.returncode, err) == (0, "")
+    assert "step 1/3  loss " in out
     assert (place / "a b/ü/experiment.json").exists()
     assert (place / "home/.cache/lmjax/tokens").is_dir()
 
@@ -336,7 +319,7 @@ def test_small_experiment_takes_any_number_of_steps_from_twelve(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.txt").write_text("".join(d.text for d in PythonLibrary().documents())[:300_000])
     words = [
-        "--config", str(ROOT / "experiments/small.py"), "--steps=12", "--batch_size=16", "--mesh.fsdp=8",
+        "--config", str(tiny.ROOT / "experiments/small.py"), "--steps=12", "--batch_size=16", "--mesh.fsdp=8",
         "--data.source=TextFiles", "--data.source.path=my.txt", "--tokenizer.vocab_size=512", "--evaluate_every=5",
         "--checkpoint_every=7", "--sample_every=3", "--model.width=48", "--model.layers=1", "--model.context=32",
     ]  # fmt: skip

@@ -1,6 +1,8 @@
-"""Small models, experiments and batches for the tests."""
+"""Small models, experiments, batches and processes for the tests."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from lmjax.models.norms import RMSNorm
 from lmjax.models.positions import Rotary
 from lmjax.optim import AdamW, Cosine
 from lmjax.tokenizers import Bytes
+
+ROOT = Path(__file__).parents[1]
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 WORDS = [
     "the",
@@ -89,3 +94,8 @@ def batch(cfg: ModelConfig, rows: int, *, seed: int = 0, apart: bool = False, ra
     if ragged:
         weights_BT *= np.arange(T) < rng.integers(1, T, (rows, 1))
     return Batch(ids_BS[:, :-1], positions_BT, segments_BT, ids_BS[:, 1:], weights_BT)
+
+
+def environment_of_a_process() -> dict[str, str]:
+    """For `python run.py` as a user would start it, on one device; its programs are quick to compile."""
+    return os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE, "PYTHONPATH": str(ROOT)}

@@ -18,7 +18,8 @@ def test_gelu_and_its_slope(ours, approximate):
         x64 = jnp.asarray(X, jnp.float64)
         value, slope = jax.vmap(jax.value_and_grad(exact))(x64)
     np.testing.assert_allclose(ours(X), value, atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(jax.grad(ours))(X), slope, atol=5e-6)
+    # the rounding of tanh near -1 is multiplied by up to x ** 3
+    np.testing.assert_allclose(jax.vmap(jax.grad(ours))(X), slope, atol=2e-5)
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])

@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
 from lmjax.load import load_run
 from tests import tiny
 
-ROOT = Path(__file__).parents[2]
 EXPERIMENT = """
 from tests import tiny
 from dataclasses import replace
@@ -24,10 +22,6 @@ experiment = replace(tiny.experiment({text!r}), steps=40, checkpoint_every=3, ev
 
 def command(tmp_path, run):
     return [sys.executable, "run.py", "--config", str(tmp_path / "experiment.py"), "--run", str(run)]
-
-
-def one_device():
-    return os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
 
 
 def lines(run):
@@ -40,14 +34,20 @@ def test_killed_and_restarted_until_finished(tmp_path):
     text.write_text(tiny.text(20_000))
     (tmp_path / "experiment.py").write_text(EXPERIMENT.format(text=str(text)))
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    subprocess.run(command(tmp_path, straight), cwd=ROOT, env=one_device(), check=True, capture_output=True)
+    subprocess.run(
+        command(tmp_path, straight), cwd=tiny.ROOT, env=tiny.environment_of_a_process(), check=True, capture_output=True
+    )
 
     rng = random.Random(os.getpid())  # another time in each run of the tests; the law holds for all
     kills, finished = 0, False
     while not finished:
         goal = lines(killed) + rng.randrange(1, 18) if kills < 2 else 10**9
         with subprocess.Popen(
-            command(tmp_path, killed), cwd=ROOT, env=one_device(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command(tmp_path, killed),
+            cwd=tiny.ROOT,
+            env=tiny.environment_of_a_process(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         ) as process:
             while process.poll() is None and lines(killed) < goal:
                 time.sleep(0.001)
