@@ -6,6 +6,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from lmjax.errors import say_where
+
 
 def cache_root() -> Path:
     """$LMJAX_CACHE, or ~/.cache/lmjax; a temporary directory where there is no home."""
@@ -32,5 +34,8 @@ def built_whole(target: Path):
         except OSError:
             if not target.is_dir():
                 raise
+    except OSError as error:
+        say_where(error, target)
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 from lmjax.cache import cache_root
@@ -12,7 +13,7 @@ from lmjax.errors import UserError, path_text
 
 def run(verb: str, options, others: list[str]) -> int:
     """Run a verb; the exit code: 0, 2 for a mistake of the user's, 130 and 143 where a signal stopped training."""
-    quiet_libraries()
+    prepare_libraries()
     try:
         return {"train": train, "data": show_data, "evaluate": evaluate, "generate": generate}[verb](
             options, overrides(others)
@@ -45,18 +46,23 @@ def overrides(words: list[str]) -> list[str]:
     return found
 
 
-def quiet_libraries() -> None:
+def prepare_libraries() -> None:
     """Compiled programs are kept from start to start; stderr is for errors."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import logging
 
     import jax
 
+    from lmjax.compilation import room_for_simulated_devices
+
+    room_for_simulated_devices()
     # what fails in Orbax's threads is raised again where its result is asked for
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     tell = threading.excepthook
     threading.excepthook = lambda e: None if type(e.thread).__module__.startswith("orbax") else tell(e)
     logging.getLogger("jax").setLevel(logging.ERROR)
+    # a program that a full disk or a kill cut short is compiled again
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

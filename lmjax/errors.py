@@ -8,3 +8,9 @@ class UserError(Exception):
 def path_text(path) -> str:
     """A path as a user can read and copy it: control characters escaped, everything else as it is."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+
+
+def say_where(error: BaseException | None, path) -> None:
+    """Give an error of the operating system a place where it names none, as for a disk that fills up."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)

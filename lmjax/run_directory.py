@@ -14,7 +14,7 @@ import jax
 
 from lmjax import checkpoint, configs, tokenizers
 from lmjax.checkpoint import write_whole
-from lmjax.errors import UserError, path_text
+from lmjax.errors import UserError, path_text, say_where
 from lmjax.experiment import Experiment
 from lmjax.tokenizers import Tokenizer
 
@@ -80,7 +80,8 @@ class RunDirectory:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, error, trace):
+        say_where(error, self.path)
         if self._lock is not None:
             self._lock.close()
 

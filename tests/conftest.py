@@ -16,6 +16,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jax
 import pytest
 
+from lmjax.compilation import room_for_simulated_devices
+
+room_for_simulated_devices()
 jax.config.update("jax_compilation_cache_dir", os.environ["LMJAX_CACHE"] + "/programs")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

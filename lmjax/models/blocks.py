@@ -10,7 +10,7 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import FeedForwardLayer
 from lmjax.models.norms import Normalise
 from lmjax.models.positions import rotate
-from lmjax.models.projection import Projection, product
+from lmjax.models.projection import Projection, affine
 from lmjax.sharding import constrain
 
 
@@ -33,9 +33,12 @@ class AttentionLayer(nn.Module):
 
         parts = [weights("q", cfg.heads, "heads"), weights("k", K, "kv_heads"), weights("v", K, "kv_heads")]
         kernel_DKMH = jnp.concatenate([kernel.reshape(D, K, -1, H) for kernel, _ in parts], axis=2).astype(x_BTD.dtype)
-        y_BTKMH = product(x_BTD, kernel_DKMH.reshape(D, -1)).reshape(B, T, K, G + 2, H)
+        bias = None
         if cfg.bias:
-            y_BTKMH += jnp.concatenate([bias.reshape(K, -1, H) for _, bias in parts], axis=1).astype(x_BTD.dtype)
+            bias = (
+                jnp.concatenate([bias.reshape(K, -1, H) for _, bias in parts], axis=1).astype(x_BTD.dtype).reshape(-1)
+            )
+        y_BTKMH = affine(x_BTD, kernel_DKMH.reshape(D, -1), bias).reshape(B, T, K, G + 2, H)
         y_BTKMH = constrain(y_BTKMH, "batch", "length", "kv_heads", None, "head_dim")
         return y_BTKMH[:, :, :, :G].reshape(B, T, cfg.heads, H), y_BTKMH[:, :, :, G], y_BTKMH[:, :, :, G + 1]
 

@@ -4,31 +4,36 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from lmjax.sharding import named
 
 
 @jax.custom_vjp
-def product(x: jax.Array, w_IO: jax.Array) -> jax.Array:
-    """x @ w for x (..., I). The gradient of w is the same product as JAX's own, written so that the CPU backend, which
-    has to copy a transposed left side, copies the smaller one."""
-    return x @ w_IO
+def affine(x: jax.Array, w_IO: jax.Array, b_O: jax.Array | None) -> jax.Array:
+    """x @ w + b for x (..., I); None: no bias. The gradients are JAX's own, written as products that the CPU backend is
+    quick at: it copies a transposed left side, so that should be the smaller one, and sums rows one at a time."""
+    y = x @ w_IO
+    return y if b_O is None else y + b_O
 
 
-def _product_forward(x, w_IO):
-    return x @ w_IO, (x, w_IO)
+def _affine_forward(x, w_IO, b_O):
+    return affine(x, w_IO, b_O), (x, w_IO, b_O)
 
 
-def _product_backward(saved, dy):
-    x, w_IO = saved
+def _affine_backward(saved, dy):
+    x, w_IO, b_O = saved
     I, O = w_IO.shape
     x_RI, dy_RO = x.reshape(-1, I), dy.reshape(-1, O)
     rows = (((0,), (0,)), ((), ()))
     dw_IO = jax.lax.dot_general(x_RI, dy_RO, rows) if I <= O else jax.lax.dot_general(dy_RO, x_RI, rows).T
-    return dy @ w_IO.T, dw_IO
+    if b_O is None:
+        return dy @ w_IO.T, dw_IO, None
+    db_O = jnp.dot(jnp.ones(len(dy_RO), dy.dtype), dy_RO, preferred_element_type=jnp.float32)
+    return dy @ w_IO.T, dw_IO, db_O.astype(dy.dtype)
 
 
-product.defvjp(_product_forward, _product_backward)
+affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Projection(nn.Module):
@@ -55,5 +60,5 @@ class Projection(nn.Module):
         kernel, bias = self.weights(x.shape[cut:])
         # one plain matrix product: XLA's CPU backend hands that to its fastest library, and not every einsum
         matrix_IO = kernel.astype(x.dtype).reshape(math.prod(x.shape[cut:]), math.prod(self.out))
-        y = product(x.reshape(*x.shape[:cut], -1), matrix_IO).reshape(*x.shape[:cut], *self.out)
-        return y if bias is None else y + bias.astype(x.dtype)
+        y = affine(x.reshape(*x.shape[:cut], -1), matrix_IO, None if bias is None else bias.astype(x.dtype).reshape(-1))
+        return y.reshape(*x.shape[:cut], *self.out)

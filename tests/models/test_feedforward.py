@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.models import feedforward
-from lmjax.models.projection import product
+from lmjax.models.projection import affine
 
 X = np.linspace(-9, 9, 401, dtype=np.float32)
 
@@ -22,11 +22,14 @@ def test_gelu_and_its_slope(ours, approximate):
     np.testing.assert_allclose(jax.vmap(jax.grad(ours))(X), slope, atol=2e-5)
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
-def test_product_has_the_gradients_of_a_matrix_product(shape):
-    x, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 5, shape[0]), shape]))
-    ours = jax.grad(lambda x, w: jnp.sin(product(x, w)).sum(), (0, 1))(x, w)
-    theirs = jax.grad(lambda x, w: jnp.sin(x @ w).sum(), (0, 1))(x, w)
+def test_affine_has_the_gradients_of_a_matrix_product(shape, with_bias):
+    draw = lambda i, shape: jax.random.normal(jax.random.key(i), shape)
+    given = [draw(0, (2, 5, shape[0])), draw(1, shape), draw(2, shape[1:])][: 3 if with_bias else 2]
+    wanted = tuple(range(len(given)))
+    ours = jax.grad(lambda x, w, b=None: jnp.sin(affine(x, w, b)).sum(), wanted)(*given)
+    theirs = jax.grad(lambda x, w, b=0.0: jnp.sin(x @ w + b).sum(), wanted)(*given)
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, atol=2e-6)
