@@ -2,8 +2,8 @@
 
     python run.py --config experiments/small.py
 
-Expected: 1.73 bits per byte on the held-out files (gzip -9: 2.13, xz -9: 1.91), 130 seconds in all with cold caches on
-two cores (x86-64 with AVX-512, Python 3.11). Held out are 2 % of the files, 15 of them: from 3 % on, most of the
+Expected: 1.73 bits per byte on the held-out files (gzip -9: 2.13, xz -9: 1.91), 113 to 130 seconds in all, caches cold,
+on two cores (x86-64 with AVX-512, Python 3.11). Held out are 2 % of the files, 15 of them: from 3 % on, most of the
 held-out bytes would be one generated file (pydoc_data/topics.py).
 """
 
