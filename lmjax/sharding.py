@@ -25,6 +25,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "mlp": ("tensor",),
+    "experts": (),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),

@@ -9,10 +9,10 @@ import numpy as np
 from lmjax.data.batch import Batch
 from lmjax.data.sources import TextFiles
 from lmjax.experiment import DataConfig, Experiment
-from lmjax.models.config import ModelConfig
-from lmjax.models.feedforward import Gated
+from lmjax.models.config import ModelConfig, Span
+from lmjax.models.feedforward import Dense, Experts, Gated
 from lmjax.models.norms import RMSNorm
-from lmjax.models.positions import Rotary
+from lmjax.models.positions import Rotary, Stretched
 from lmjax.optim import AdamW, Cosine
 from lmjax.tokenizers import Bytes
 
@@ -62,6 +62,35 @@ def llama(**changes) -> ModelConfig:
     cfg = ModelConfig(
         layers=2, width=32, heads=4, kv_heads=2, context=32, vocab=97, init_std=0.2, positions=Rotary(),
         norm=RMSNorm(), feedforward=Gated(width=48), bias=False, tied=False, qk_norm=True,
+    )  # fmt: skip
+    return replace(cfg, **changes)
+
+
+def gemma(**changes) -> ModelConfig:
+    """Alternating windows with angles of their own, caps, norms after each part, scaled embeddings."""
+    cfg = ModelConfig(
+        layers=3, width=32, heads=4, kv_heads=2, head_dim=12, context=32, vocab=97, init_std=0.2,
+        positions=Rotary(theta=1e5, stretch=Stretched(factor=3.0)), norm=RMSNorm(offset=True), bias=False,
+        feedforward=Gated(width=48, activation="gelu_tanh"), qk_norm=True, score_scale=0.4, score_cap=4.0, logit_cap=9.0,
+        pattern=(Span(window=7, rotary=Rotary(theta=100.0)), Span()), post_norms=True, scaled_embedding=True,
+    )  # fmt: skip
+    return replace(cfg, **changes)
+
+
+def neox(**changes) -> ModelConfig:
+    """Parallel residual, a quarter of each head turned, scores scaled by layer, untied."""
+    cfg = ModelConfig(
+        layers=2, width=32, heads=2, context=32, vocab=97, init_std=0.2, positions=Rotary(fraction=0.25), parallel=True,
+        feedforward=Dense(activation="gelu"), tied=False, scale_by_layer=True,
+    )  # fmt: skip
+    return replace(cfg, **changes)
+
+
+def mixtral(**changes) -> ModelConfig:
+    """Two of five experts for each token, a window in every layer."""
+    cfg = ModelConfig(
+        layers=2, width=32, heads=4, kv_heads=2, context=32, vocab=97, init_std=0.2, positions=Rotary(), norm=RMSNorm(),
+        feedforward=Experts(count=5, chosen=2, width=24), bias=False, tied=False, pattern=(Span(window=9),),
     )  # fmt: skip
     return replace(cfg, **changes)
 

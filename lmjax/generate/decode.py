@@ -15,10 +15,12 @@ import numpy as np
 from lmjax.errors import UserError
 from lmjax.generate.sampling import Choice, next_token
 from lmjax.models import transformer
-from lmjax.models.cache import LayerCache, empty_cache
+from lmjax.models.cache import LayerCache, empty_cache, slots
 from lmjax.models.config import ModelConfig
 
 CHUNK = 64
+# texts up to this length share one program; longer ones need another for each doubling
+SLOTS = 1024
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames=("cache", "last_BD"))
@@ -38,33 +40,36 @@ def decode(cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limi
     """Write on until every row has reached its limit (a number of new tokens) or the token `stop`. Ids from `known` up,
     with which a vocabulary was filled up, are never chosen.
 
-    Returns (tokens_BS, counts_B): the new tokens of each row, S = context, and how many there are; a `stop` that was
-    written is among them, and what follows it is 0.
+    Returns (tokens_BS, counts_B): the new tokens of each row, S slots of the cache, and how many there are; a `stop`
+    that was written is among them, and what follows it is 0.
     """
     matrix_VD = transformer.unembedding(cfg, params)
-    B, S = last_BD.shape[0], cfg.context
+    B, S = last_BD.shape[0], slots(cache)
 
     def choose(last_BD, index):
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
-        logits_BV = transformer.logits(matrix_VD, last_BD)
+        logits_BV = transformer.logits(matrix_VD, last_BD, cfg.logit_cap)
         return next_token(jnp.where(jnp.arange(cfg.vocab) < known, logits_BV, -jnp.inf), how, keys)
+
+    def record(token_B, index, out_BS, counts_B, done_B):
+        out_BS = out_BS.at[:, index].set(jnp.where(done_B, 0, token_B))
+        counts_B = counts_B + ~done_B
+        return out_BS, counts_B, done_B | (token_B == stop) | (counts_B >= limits_B)
 
     def go_on(carry):
         return ~jnp.all(carry[-1])
 
     def write(carry):
-        index, cache, last_BD, out_BS, counts_B, done_B = carry
-        token_B = choose(last_BD, index)
-        out_BS = out_BS.at[:, index].set(jnp.where(done_B, 0, token_B))
-        counts_B = counts_B + ~done_B
-        done_B = done_B | (token_B == stop) | (counts_B >= limits_B)
+        index, cache, token_B, out_BS, counts_B, done_B = carry
         # a row that is done writes outside the cache, where it is dropped
         position_B1 = jnp.where(done_B, S, lengths_B + index)[:, None]
         hidden_B1D, cache = transformer.hidden(cfg, params, token_B[:, None], position_B1, cache=cache)
-        return index + 1, cache, hidden_B1D[:, 0], out_BS, counts_B, done_B
+        token_B = choose(hidden_B1D[:, 0], index + 1)
+        return index + 1, cache, token_B, *record(token_B, index + 1, out_BS, counts_B, done_B)
 
-    start = (0, cache, last_BD, jnp.zeros((B, S), jnp.int32), jnp.zeros(B, jnp.int32), limits_B <= 0)
-    _, _, _, out_BS, counts_B, _ = jax.lax.while_loop(go_on, write, start)
+    first_B = choose(last_BD, 0)
+    start = record(first_B, 0, jnp.zeros((B, S), jnp.int32), jnp.zeros(B, jnp.int32), limits_B <= 0)
+    _, _, _, out_BS, counts_B, _ = jax.lax.while_loop(go_on, write, (0, cache, first_B, *start))
     return out_BS, counts_B
 
 
@@ -80,6 +85,14 @@ def row_keys(prompts: list[np.ndarray], seed: int) -> jax.Array:
     numbers = jnp.array(numbers, jnp.uint32)
     fold = jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), pair[0]), pair[1]))
     return fold(numbers)
+
+
+def room_for(cfg: ModelConfig, tokens: int) -> int:
+    """Slots of a cache for so many tokens: a power of two, so that few sizes are ever compiled."""
+    room = SLOTS
+    while room < tokens:
+        room *= 2
+    return min(room, cfg.context)
 
 
 def generate(
@@ -107,12 +120,14 @@ def generate(
         raise UserError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
     B = len(prompts)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    # where the last chunk reaches beyond the context, that part is padding, and the cache drops it
+    # where the last chunk reaches beyond the cache, that part is padding, and the cache drops it
     chunk = min(CHUNK, cfg.context)
     padded = np.zeros((B, -(-int(lengths.max()) // chunk) * chunk), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
-    cache, last_BD = empty_cache(cfg, B), jnp.zeros((B, cfg.width), cfg.dtype)
+    room = room_for(cfg, max(map(len, prompts)) + max_new_tokens)
+    cache = empty_cache(cfg, B, room, stacked=not isinstance(params["blocks"], tuple))
+    last_BD = jnp.zeros((B, cfg.width), cfg.dtype)
     for start in range(0, padded.shape[1], chunk):
         cache, last_BD = prefill(
             cfg, params, padded[:, start : start + chunk], jnp.int32(start), lengths, cache, last_BD

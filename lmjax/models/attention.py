@@ -1,7 +1,8 @@
 """softmax(Q K^T / sqrt(d_k)) V (arXiv:1706.03762, eq. 1), causal, by several kernels that give the same numbers.
 
-A query sees the keys at or before its own place in its own segment. Heads: N for queries, K for keys
-and values, G = N / K queries share a key (arXiv:2305.13245).
+A query sees the keys at or before its own place in its own segment, and where there is a window only the last
+`window` of these, its own included. Heads: N for queries, K for keys and values, G = N / K queries share a key
+(arXiv:2305.13245).
 """
 
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ Kernel = Auto | Reference | Blocks | CudnnFlash | Splash
 @dataclass(frozen=True, kw_only=True)
 class Need:
     """What a call of attention asks of a kernel. platform: see the function of that name. segments: whether documents
-    are kept apart. dropout: on the attention weights."""
+    are kept apart. dropout: on the attention weights. cap: on the scores."""
 
     platform: str
     dtype: str
@@ -63,6 +64,7 @@ class Need:
     head_width: int
     segments: bool
     dropout: bool
+    cap: bool
 
 
 def platform() -> str:
@@ -84,6 +86,7 @@ def need_of(cfg: "ModelConfig", *, apart: bool) -> Need:
         head_width=cfg.head_width,
         segments=apart,
         dropout=cfg.dropout > 0,
+        cap=cfg.score_cap is not None,
     )
 
 
@@ -99,6 +102,8 @@ def obstacle(kernel: Kernel, need: Need) -> str | None:
                 return f"it wants a head width of at most 128 in multiples of 8, not {need.head_width}"
             if need.segments:
                 return "it cannot keep documents apart here"
+            if need.cap:
+                return "it has no cap on the scores"
         case Splash():
             if need.platform != "tpu":
                 return f"it needs a TPU, this is {need.platform}"
@@ -125,44 +130,62 @@ def choose(kernel: Kernel, need: Need) -> tuple[Kernel, str]:
     return Blocks(size=max(128, -(-need.length // 16))), why
 
 
-def attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel: Kernel, *, rate: float = 0.0, key=None) -> jax.Array:
+def attend(
+    q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel: Kernel, *,
+    scale: float | jax.Array | None = None, cap: float | None = None, window: int | None = None,
+    rate: float = 0.0, key=None,
+) -> jax.Array:  # fmt: skip
     """Causal self-attention over one window, (B, T, N, H).
 
     segments_BT: None lets all see all that came before; otherwise only tokens of the same number see each
-    other. rate, key: dropout on the attention weights, off where key is None.
+    other. scale: of the scores; None: 1 / sqrt(H). cap: scores become cap x tanh(score / cap) (Gemma 2,
+    arXiv:2408.00118, section 2). window: see above; None: no limit. rate, key: dropout on the attention weights, off
+    where key is None.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
     need = Need(
         platform=platform(), dtype=str(q_BTNH.dtype), length=T, head_width=H,
-        segments=segments_BT is not None, dropout=key is not None and rate > 0,
+        segments=segments_BT is not None, dropout=key is not None and rate > 0, cap=cap is not None,
     )  # fmt: skip
     kernel, _ = choose(kernel, need)
+    q_BTNH = q_BTNH * (H**-0.5 if scale is None else scale)
     match kernel:
         case CudnnFlash():
-            return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn")
+            near = None if window is None else (window - 1, 0)
+            return jax.nn.dot_product_attention(
+                q_BTNH, k_BTKH, v_BTKH, scale=1.0, is_causal=True, local_window_size=near, implementation="cudnn"
+            )
         case Splash():
-            return _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+            return _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap, window)
     size = kernel.size if isinstance(kernel, Blocks) else T
     blocks = []
     for start in range(0, T, size):
         stop = min(start + size, T)
-        mask = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)
-        mask_BTS = mask[None]
+        # keys that every query of the block has left behind are not read
+        first = 0 if window is None else max(0, start - window + 1)
+        mask_BTS = visible(jnp.arange(start, stop)[None], jnp.arange(first, stop), window)
         if segments_BT is not None:
-            mask_BTS = mask_BTS & (segments_BT[:, start:stop, None] == segments_BT[:, None, :stop])
+            mask_BTS = mask_BTS & (segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop])
         block_key = None if key is None else jax.random.fold_in(key, start)
-        blocks.append(
-            masked(q_BTNH[:, start:stop], k_BTKH[:, :stop], v_BTKH[:, :stop], mask_BTS, rate=rate, key=block_key)
-        )
+        q, k, v = q_BTNH[:, start:stop], k_BTKH[:, first:stop], v_BTKH[:, first:stop]
+        blocks.append(masked(q, k, v, mask_BTS, cap=cap, rate=rate, key=block_key))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 
-def masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, rate: float = 0.0, key=None) -> jax.Array:
-    """Attention of T queries over S keys where mask_BTS is True; every query must see at least one key."""
+def visible(positions_BT: jax.Array, slots_S: jax.Array, window: int | None) -> jax.Array:
+    """(B, T, S): whether the query at a position sees the key of that slot, which stands at position `slot`."""
+    distance_BTS = positions_BT[:, :, None] - slots_S
+    return distance_BTS >= 0 if window is None else (distance_BTS >= 0) & (distance_BTS < window)
+
+
+def masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, cap: float | None = None, rate: float = 0.0, key=None) -> jax.Array:
+    """Attention of T queries, already scaled, over S keys where mask_BTS is True; each must see at least one."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BTKGH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H)
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    if cap is not None:
+        scores_BKGTS = cap * jnp.tanh(scores_BKGTS / cap)
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf)
     # softmax in float32: bfloat16 loses the tail of long contexts
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
@@ -173,17 +196,20 @@ def masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, rate: float = 0.0, key=None) -> 
     return z_BTKGH.reshape(B, T, N, H)
 
 
-def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT):
+def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap: float | None, window: int | None):
     """Splash attention, one call a shard: a Pallas kernel is opaque to the compiler's sharding propagation."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
     def one_shard(q_BTNH, k_BTKH, v_BTKH, segments_BT):
         heads, length = q_BTNH.shape[2], q_BTNH.shape[1]
-        mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length)) for _ in range(heads)])
-        run = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1)
+        seen = splash_mask.CausalMask((length, length))
+        if window is not None:
+            seen = splash_mask.LocalMask((length, length), (window - 1, 0), 0)
+        mask = splash_mask.MultiHeadMask([seen] * heads)
+        run = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=cap)
         groups = heads // k_BTKH.shape[2]
-        q, k, v = (x.swapaxes(1, 2) for x in (q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BTKH, v_BTKH))
+        q, k, v = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
         k, v = (jnp.repeat(x, groups, axis=1) for x in (k, v))
         ids = splash.SegmentIds(segments_BT, segments_BT)
         return jax.vmap(run)(q, k, v, ids).swapaxes(1, 2).astype(q_BTNH.dtype)

@@ -1,5 +1,8 @@
 """A Transformer block: attention, then the feed-forward layer, each added to the residual stream."""
 
+from functools import partial
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,11 +10,21 @@ import jax.numpy as jnp
 from lmjax.models import attention
 from lmjax.models.cache import LayerCache, append
 from lmjax.models.config import ModelConfig
-from lmjax.models.feedforward import FeedForwardLayer
+from lmjax.models.feedforward import Experts, FeedForwardLayer
+from lmjax.models.moe import ExpertsLayer
 from lmjax.models.norms import Normalise
 from lmjax.models.positions import rotate
 from lmjax.models.projection import Projection, affine
+from lmjax.models.tap import TAPS, tap
 from lmjax.sharding import constrain
+
+
+class Seen(NamedTuple):
+    """What all layers know of the tokens. angles: cos and sin for each Span of the pattern, or None."""
+
+    positions_BT: jax.Array
+    segments_BT: jax.Array | None
+    angles: tuple
 
 
 class AttentionLayer(nn.Module):
@@ -43,43 +56,84 @@ class AttentionLayer(nn.Module):
         return y_BTKMH[:, :, :, :G].reshape(B, T, cfg.heads, H), y_BTKMH[:, :, :, G], y_BTKMH[:, :, :, G + 1]
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, segments_BT, angles, cache: LayerCache | None):
+    def __call__(self, x_BTD, seen: Seen, layer, cache: LayerCache | None):
         cfg = self.cfg
         q_BTNH, k_BTKH, v_BTKH = self.project(x_BTD)
+        q_BTNH, k_BTKH = tap(self, "hook_q", q_BTNH), tap(self, "hook_k", k_BTKH)
+        v_BTKH = tap(self, "hook_v", v_BTKH)
         if cfg.qk_norm:
             q_BTNH = Normalise(cfg.norm, "head_dim", name="q_norm")(q_BTNH)
             k_BTKH = Normalise(cfg.norm, "head_dim", name="k_norm")(k_BTKH)
-        if angles is not None:
-            q_BTNH, k_BTKH = rotate(q_BTNH, angles), rotate(k_BTKH, angles)
-        if cache is None:
-            key = self.make_rng("dropout") if self.training and cfg.dropout else None
-            z_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, cfg.kernel, rate=cfg.dropout, key=key)
+        key = self.make_rng("dropout") if self.training and cfg.dropout else None
+        looks = [partial(look, cfg, kind, key) for kind in range(len(cfg.pattern))]
+        kind = layer % len(looks)
+        arguments = (q_BTNH, k_BTKH, v_BTKH, seen, layer, cache)
+        if isinstance(kind, int) or len(looks) == 1:
+            z_BTNH, cache = looks[kind if isinstance(kind, int) else 0](*arguments)
         else:
-            cache = append(cache, k_BTKH, v_BTKH, positions_BT)
-            # a slot holds the key of its own position: what lies after the query is either padding or not yet written
-            mask_BTS = positions_BT[:, :, None] >= jnp.arange(cache.k_BSKH.shape[1])
-            z_BTNH = attention.masked(q_BTNH, cache.k_BSKH, cache.v_BSKH, mask_BTS)
-        out = Projection((cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, cfg.bias, name="out")
-        return constrain(out(z_BTNH), "batch", "length", "embed"), cache
+            z_BTNH, cache = jax.lax.switch(kind, looks, *arguments)
+        out_bias = cfg.bias if cfg.out_bias is None else cfg.out_bias
+        out = Projection((cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, out_bias, name="out")
+        return constrain(out(tap(self, "hook_z", z_BTNH)), "batch", "length", "embed"), cache
+
+
+def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, layer, cache: LayerCache | None):
+    """Attention as the Span of that number in the pattern has it: (z_BTNH, cache)."""
+    window, angles = cfg.pattern[kind].window, seen.angles[kind]
+    if angles is not None:
+        q_BTNH, k_BTKH = rotate(q_BTNH, angles), rotate(k_BTKH, angles)
+    scale = cfg.head_width**-0.5 if cfg.score_scale is None else cfg.score_scale
+    if cfg.scale_by_layer:
+        scale = jnp.asarray(scale / (layer + 1), q_BTNH.dtype)
+    if cache is None:
+        z_BTNH = attention.attend(
+            q_BTNH, k_BTKH, v_BTKH, seen.segments_BT, cfg.kernel,
+            scale=scale, cap=cfg.score_cap, window=window, rate=cfg.dropout, key=key,
+        )  # fmt: skip
+        return z_BTNH, None
+    cache = append(cache, k_BTKH, v_BTKH, seen.positions_BT)
+
+    def over(size, q_BTNH, cache):
+        # a slot holds the key of its own position: what lies after the query is either padding or not yet written
+        mask_BTS = attention.visible(seen.positions_BT, jnp.arange(size), window)
+        return attention.masked(q_BTNH, cache.k_BSKH[:, :size], cache.v_BSKH[:, :size], mask_BTS, cap=cfg.score_cap)
+
+    # only as much of the cache is read as is filled, by one of a few programs
+    slots = cache.k_BSKH.shape[1]
+    sizes = [size for size in (128 * 4**i for i in range(9)) if size < slots] + [slots]
+    last = jnp.max(jnp.where(seen.positions_BT < slots, seen.positions_BT, 0))
+    branch = jnp.searchsorted(jnp.array(sizes), last, side="right", method="compare_all")
+    return jax.lax.switch(branch, [partial(over, size) for size in sizes], q_BTNH * scale, cache), cache
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feedforward(norm(x)): pre-normalisation (GPT-2, section 2.3)."""
+    """x + attention(norm(x)), then x + feedforward(norm(x)): pre-normalisation (GPT-2, section 2.3). layer: its
+    number, from 0; a number of Python's where the layers are not scanned."""
 
     cfg: ModelConfig
     training: bool
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, segments_BT, angles, cache: LayerCache | None):
+    def __call__(self, x_BTD, seen: Seen, layer, cache: LayerCache | None):
         cfg = self.cfg
         drop = nn.Dropout(cfg.dropout, deterministic=not self.training)
-        h_BTD = Normalise(cfg.norm, name="attention_norm")(x_BTD)
+
+        def norm(x_BTD, name):
+            return Normalise(cfg.norm, name=name)(x_BTD)
+
+        def added(x_BTD, name):
+            return drop(norm(x_BTD, f"{name}_post_norm") if cfg.post_norms else x_BTD)
+
+        x_BTD = tap(self, "hook_resid_pre", x_BTD)
         h_BTD, cache = AttentionLayer(cfg, self.training, name="attention")(
-            h_BTD, positions_BT, segments_BT, angles, cache
+            norm(x_BTD, "attention_norm"), seen, layer, cache
         )
-        x_BTD = x_BTD + drop(h_BTD)
-        h_BTD = FeedForwardLayer(cfg, name="feedforward")(Normalise(cfg.norm, name="feedforward_norm")(x_BTD))
-        return x_BTD + drop(h_BTD), cache
+        middle_BTD = x_BTD + tap(self, "hook_attn_out", added(h_BTD, "attention"))
+        if not cfg.parallel:
+            x_BTD = tap(self, "hook_resid_mid", middle_BTD)
+        layer_type = ExpertsLayer if isinstance(cfg.feedforward, Experts) else FeedForwardLayer
+        h_BTD = layer_type(cfg, name="feedforward")(norm(x_BTD, "feedforward_norm"))
+        return tap(self, "hook_resid_post", middle_BTD + tap(self, "hook_mlp_out", added(h_BTD, "feedforward"))), cache
 
 
 def stack(cfg: ModelConfig, training: bool, name: str) -> nn.Module:
@@ -91,9 +145,9 @@ def stack(cfg: ModelConfig, training: bool, name: str) -> nn.Module:
         block = nn.remat(block, policy=policies[cfg.remat], prevent_cse=cfg.unroll > 1)
     scanned = nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, TAPS: 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+        in_axes=(nn.broadcast, 0, 0),
         length=cfg.layers,
         unroll=min(cfg.unroll, cfg.layers),
         metadata_params={nn.PARTITION_NAME: "layers"},

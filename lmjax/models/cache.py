@@ -17,10 +17,17 @@ class LayerCache:
     v_BSKH: jax.Array
 
 
-def empty_cache(cfg: ModelConfig, batch: int) -> LayerCache:
-    """Room for `cfg.context` positions in every layer: k and v are (L, B, S, K, H)."""
-    shape = (cfg.layers, batch, cfg.context, cfg.n_kv_heads, cfg.head_width)
-    return LayerCache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
+def empty_cache(cfg: ModelConfig, batch: int, slots: int, *, stacked: bool) -> LayerCache | tuple[LayerCache, ...]:
+    """Room for so many positions in every layer: k and v are (L, B, S, K, H), or (B, S, K, H) in a tuple of layers."""
+    shape = (batch, slots, cfg.n_kv_heads, cfg.head_width)
+    if stacked:
+        return LayerCache(*(jnp.zeros((cfg.layers, *shape), cfg.dtype) for _ in range(2)))
+    return tuple(LayerCache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)) for _ in range(cfg.layers))
+
+
+def slots(cache: LayerCache | tuple[LayerCache, ...]) -> int:
+    """How many positions there is room for."""
+    return (cache[0] if isinstance(cache, tuple) else cache).k_BSKH.shape[-3]
 
 
 def append(cache: LayerCache, k_BTKH, v_BTKH, positions_BT) -> LayerCache:

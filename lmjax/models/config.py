@@ -6,12 +6,32 @@ from typing import Literal
 from lmjax.models.attention import Auto, Kernel
 from lmjax.models.feedforward import Dense, FeedForward
 from lmjax.models.norms import LayerNorm, Norm
-from lmjax.models.positions import Learned, Positions
+from lmjax.models.positions import Learned, Positions, Rotary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """What the attention of one layer sees. window: so many tokens, its own included; None: all before it. rotary:
+    where this layer turns by other angles than model.positions says."""
+
+    window: int | None = None
+    rotary: Rotary | None = None
+
+    def __post_init__(self):
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window is {self.window}; expected a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only Transformer with pre-normalisation (GPT-2, section 2.3; Llama, section 2.2).
+
+    pattern: what each layer's attention sees, repeated over the layers: (Span(window=4096), Span()) alternates.
+    out_bias: of the projection after attention; None: as bias, which is that of queries, keys and values.
+    score_scale: of the attention scores; None: 1 / sqrt(head width). scale_by_layer: divides it by 1, 2, 3, ... in
+    successive layers. score_cap, logit_cap: x becomes cap x tanh(x / cap). parallel: attention and feed-forward
+    read the same x (GPT-J; PaLM, arXiv:2204.02311, section 2). post_norms: what each adds to the residual
+    stream is normalised too (Gemma 2, arXiv:2408.00118). scaled_embedding: embeddings times sqrt(width).
 
     vocab: None takes the tokenizer's size. kv_heads: None takes `heads`; fewer is grouped-query
     attention (arXiv:2305.13245), 1 multi-query (arXiv:1911.02150). head_dim: None takes width / heads.
@@ -32,7 +52,16 @@ class ModelConfig:
     positions: Positions = Learned()
     norm: Norm = LayerNorm()
     bias: bool = True
+    out_bias: bool | None = None
     qk_norm: bool = False
+    pattern: tuple[Span, ...] = (Span(),)
+    score_scale: float | None = None
+    scale_by_layer: bool = False
+    score_cap: float | None = None
+    logit_cap: float | None = None
+    parallel: bool = False
+    post_norms: bool = False
+    scaled_embedding: bool = False
     tied: bool = True
     dropout: float = 0.0
     init_std: float = 0.02
@@ -52,8 +81,20 @@ class ModelConfig:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}, and head_dim is not given")
         if self.heads % self.n_kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.n_kv_heads}")
-        if self.positions.needs_even_heads and self.head_width % 2:
-            raise ValueError(f"rotary positions turn pairs: head width {self.head_width} is not even")
+        if not self.pattern:
+            raise ValueError("pattern is empty; expected at least one Span")
+        for rotary in self.rotaries:
+            if (
+                isinstance(rotary, Rotary)
+                and not 0 < 2 * len(rotary.frequencies(self.head_width)[0]) <= self.head_width
+            ):
+                raise ValueError(f"rotary positions turn pairs: head width {self.head_width} is not even")
+            if rotary is not None and not isinstance(self.positions, Rotary):
+                raise ValueError("a Span has a rotary, and positions are not Rotary")
+        for name in ("score_scale", "score_cap", "logit_cap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; expected a positive number")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; expected a number from 0 to below 1")
 
@@ -69,6 +110,12 @@ class ModelConfig:
     def hidden(self) -> int:
         """Width F of the feed-forward layer."""
         return self.feedforward.width or self.feedforward.default_width(self.width)
+
+    @property
+    def rotaries(self) -> tuple[Rotary | None, ...]:
+        """For each Span of the pattern, how it turns queries and keys; None: not at all."""
+        own = self.positions if isinstance(self.positions, Rotary) else None
+        return tuple(span.rotary or own for span in self.pattern)
 
     @property
     def residual_std(self) -> float:

@@ -1,4 +1,4 @@
-"""The feed-forward layer: Dense (GPT-2) or Gated (GLU variants, arXiv:2002.05202)."""
+"""The feed-forward layer: Dense (GPT-2), Gated (GLU variants, arXiv:2002.05202), or Experts, which are in moe.py."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.models.projection import Projection
+from lmjax.models.tap import tap
 from lmjax.sharding import constrain
 
 if TYPE_CHECKING:
@@ -49,7 +50,28 @@ class Gated:
         return -(-8 * model_width // (3 * 64)) * 64
 
 
-FeedForward = Dense | Gated
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """Gated layers of which a token uses a few (Mixtral, arXiv:2401.04088, section 2.1): the `chosen` that the router
+    finds most probable, weighted by their probabilities, which are made to sum to 1. Dropless: a token always reaches
+    the experts that it chose. width: of one expert; None takes what Gated takes."""
+
+    count: int = 8
+    chosen: int = 2
+    width: int | None = None
+    activation: Activation = "silu"
+
+    def __post_init__(self):
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"width is {self.width}; expected a positive number")
+        if not 1 <= self.chosen <= self.count:
+            raise ValueError(f"chosen is {self.chosen}; expected a number from 1 to count {self.count}")
+
+    def default_width(self, model_width: int) -> int:
+        return Gated().default_width(model_width)
+
+
+FeedForward = Dense | Gated | Experts
 
 
 def activate(x: jax.Array, name: Activation) -> jax.Array:
@@ -102,13 +124,14 @@ class FeedForwardLayer(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         cfg, ff = self.cfg, self.cfg.feedforward
 
-        def project(name):
+        def project(name, site):
             layer = Projection((cfg.hidden,), ("embed",), ("mlp",), cfg.init_std, ff.bias, name=name)
-            return constrain(layer(x_BTD), "batch", "length", "mlp")
+            return tap(self, site, constrain(layer(x_BTD), "batch", "length", "mlp"))
 
         if isinstance(ff, Gated):
-            h_BTF = activate(project("gate"), ff.activation) * project("up")
+            h_BTF = activate(project("gate", "hook_pre"), ff.activation) * project("up", "hook_pre_linear")
         else:
-            h_BTF = activate(project("up"), ff.activation)
+            h_BTF = activate(project("up", "hook_pre"), ff.activation)
+        h_BTF = tap(self, "hook_post", h_BTF)
         down = Projection((cfg.width,), ("mlp",), ("embed",), cfg.residual_std, ff.bias, name="down")
         return constrain(down(h_BTF), "batch", "length", "embed")

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.models.tap import tap
 from lmjax.sharding import named
 
 
@@ -17,7 +18,10 @@ class LayerNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class RMSNorm:
+    """offset: the learned scale is kept as its difference from 1, as Gemma does (arXiv:2403.08295)."""
+
     epsilon: float = 1e-5
+    offset: bool = False
 
 
 Norm = LayerNorm | RMSNorm
@@ -32,13 +36,15 @@ class Normalise(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = (x.shape[-1],)
-        scale = self.param("scale", named(nn.initializers.ones, (self.axis,)), width)
+        offset = isinstance(self.norm, RMSNorm) and self.norm.offset
+        start = nn.initializers.zeros if offset else nn.initializers.ones
+        scale = self.param("scale", named(start, (self.axis,)), width)
         # float32: in bfloat16 a mean over a few thousand squares keeps two digits
         x32 = x.astype(jnp.float32)
         if isinstance(self.norm, LayerNorm):
             x32 = x32 - x32.mean(-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.norm.epsilon)
-        y = x32 * inverse * scale
+        y = x32 * inverse * (1 + scale if offset else scale)
         if isinstance(self.norm, LayerNorm) and self.norm.bias:
             y = y + self.param("bias", named(nn.initializers.zeros, (self.axis,)), width)
-        return y.astype(x.dtype)
+        return tap(self, "hook_normalized", y.astype(x.dtype))

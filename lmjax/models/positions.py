@@ -1,32 +1,102 @@
 """Where a token stands: Learned (GPT-2), Sinusoidal (arXiv:1706.03762, section 3.5), Rotary (arXiv:2104.09864)."""
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
     """A table of `context` vectors, added to the embedding."""
 
-    needs_even_heads: ClassVar[bool] = False
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sinusoidal:
     """Fixed sines and cosines, added to the embedding."""
 
-    needs_even_heads: ClassVar[bool] = False
+
+@dataclass(frozen=True, kw_only=True)
+class Stretched:
+    """All frequencies divided by a factor (position interpolation, arXiv:2306.15595)."""
+
+    factor: float
+
+    def __call__(self, frequency: np.ndarray, theta: float, turned: int) -> tuple[np.ndarray, float]:
+        return frequency / np.float32(self.factor), 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3:
+    """Low frequencies divided by a factor, high ones kept, a ramp between (Llama 3.1; transformers'
+    modeling_rope_utils.py, "llama3"). original: the context that the model was first trained with."""
+
+    factor: float
+    low: float
+    high: float
+    original: int
+
+    def __call__(self, frequency: np.ndarray, theta: float, turned: int) -> tuple[np.ndarray, float]:
+        turns = np.float32(self.original) * frequency / np.float32(2 * np.pi)
+        kept = np.clip((turns - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1)
+        return ((1 - kept) * frequency / np.float32(self.factor) + kept * frequency).astype(np.float32), 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yarn:
+    """Frequencies that turn fewer than `slow` times over the original context are divided by the factor, those that
+    turn more than `fast` times kept, and queries and keys grow by `magnitude` (YaRN, arXiv:2309.00071). magnitude: None
+    takes 0.1 ln(factor) + 1. whole: the ends of the ramp are rounded outwards to whole pairs."""
+
+    factor: float
+    original: int
+    fast: float = 32.0
+    slow: float = 1.0
+    magnitude: float | None = None
+    whole: bool = True
+
+    def __call__(self, frequency: np.ndarray, theta: float, turned: int) -> tuple[np.ndarray, float]:
+        def pair_that_turns(times: float) -> float:
+            return turned * math.log(self.original / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+        first, last = pair_that_turns(self.fast), pair_that_turns(self.slow)
+        if self.whole:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, turned - 1)
+        ramp = (np.arange(len(frequency), dtype=np.float32) - first) / ((last - first) or 0.001)
+        kept = 1 - np.clip(ramp, 0, 1)
+        magnitude = self.magnitude
+        if magnitude is None:
+            magnitude = 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0
+        return ((1 - kept) * frequency / np.float32(self.factor) + kept * frequency).astype(np.float32), magnitude
+
+
+Stretch = Stretched | Llama3 | Yarn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Pairs (i, i + H/2) of queries and keys turned by position x theta^(-2i/H), transformers' order for Llama."""
+    """Pairs (i, i + R/2) of the first R places of queries and keys turned by position x theta^(-2i/R), transformers'
+    order for Llama. fraction: R over the head width; GPT-NeoX turns a quarter. stretch: for contexts longer than
+    the one first trained with."""
 
     theta: float = 10_000.0
-    needs_even_heads: ClassVar[bool] = True
+    fraction: float = 1.0
+    stretch: Stretch | None = None
+
+    def __post_init__(self):
+        if not self.theta > 1:
+            raise ValueError(f"theta is {self.theta}; expected a number above 1")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction}; expected a number above 0, up to 1")
+
+    def frequencies(self, head_width: int) -> tuple[np.ndarray, float]:
+        """(radians a position for each pair, in float32; the factor by which queries and keys grow)."""
+        turned = int(head_width * self.fraction)
+        frequency = 1 / np.float32(self.theta) ** (np.arange(0, turned, 2, dtype=np.float32) / np.float32(turned))
+        return (frequency, 1.0) if self.stretch is None else self.stretch(frequency, self.theta, turned)
 
 
 Positions = Learned | Sinusoidal | Rotary
@@ -40,15 +110,18 @@ def sinusoid(positions_BT: jax.Array, width: int) -> jax.Array:
     return pairs.reshape(*positions_BT.shape, -1)[..., :width]
 
 
-def rotary_angles(positions_BT: jax.Array, head_width: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, each (B, T, 1, H/2), in float32: in bfloat16 the angle at position 2,000 is wrong by radians."""
-    frequency = theta ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+def rotary_angles(positions_BT: jax.Array, head_width: int, rotary: Rotary) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, each (B, T, 1, R/2), in float32: in bfloat16 the angle at position 2,000 is wrong by radians."""
+    frequency, magnitude = rotary.frequencies(head_width)
     angle = positions_BT[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return (cos, sin) if magnitude == 1 else (cos * magnitude, sin * magnitude)
 
 
 def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn each pair (i, i + H/2) by its angle."""
+    """Turn each pair (i, i + R/2) by its angle; what lies beyond R stays."""
     cos, sin = angles
-    left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x_BTNH.dtype)
+    half = cos.shape[-1]
+    x32 = x_BTNH.astype(jnp.float32)
+    left, right, rest = x32[..., :half], x32[..., half : 2 * half], x32[..., 2 * half :]
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1).astype(x_BTNH.dtype)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.models import positions as pos
-from lmjax.models.blocks import stack
+from lmjax.models.blocks import Block, Seen, stack
 from lmjax.models.cache import LayerCache
 from lmjax.models.config import ModelConfig
 from lmjax.models.norms import Normalise
+from lmjax.models.tap import TAPS, by_site, tap
 from lmjax.sharding import Named, constrain, named
 
 
@@ -39,28 +40,73 @@ class Transformer(nn.Module):
             self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
 
     def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache: LayerCache | None = None):
+        x_BTD, seen = self.embed(tokens_BT, positions_BT, segments_BT)
+        x_BTD, cache = self.blocks(x_BTD, seen, jnp.arange(self.cfg.layers), cache)
+        return self.finish(x_BTD), cache
+
+    def embed(self, tokens_BT, positions_BT, segments_BT) -> tuple[jax.Array, Seen]:
+        """The residual stream before the first block, and what all blocks know."""
         cfg = self.cfg
         # the table is gathered over "fsdp" before it is read: the compiler would move the activations instead
         # and cast after it is read, so that the gradients of a frequent token are summed in float32
         x_BTD = constrain(self.embedding, "vocab", None)[tokens_BT].astype(cfg.dtype)
-        angles = None
+        if cfg.scaled_embedding:
+            x_BTD = x_BTD * jnp.asarray(cfg.width**0.5, cfg.dtype)
         match cfg.positions:
             case pos.Learned():
                 x_BTD = x_BTD + self.position_table[positions_BT].astype(cfg.dtype)
             case pos.Sinusoidal():
                 x_BTD = x_BTD + pos.sinusoid(positions_BT, cfg.width).astype(cfg.dtype)
-            case pos.Rotary(theta=theta):
-                angles = pos.rotary_angles(positions_BT, cfg.head_width, theta)
-        x_BTD = self.dropout(constrain(x_BTD, "batch", "length", "embed"))
-        x_BTD, cache = self.blocks(x_BTD, positions_BT, segments_BT, angles, cache)
-        return self.final_norm(x_BTD), cache
+        # once for each kind of layer, not for each layer
+        angles = {r: r and pos.rotary_angles(positions_BT, cfg.head_width, r) for r in dict.fromkeys(cfg.rotaries)}
+        x_BTD = self.dropout(constrain(tap(self, "hook_embed", x_BTD), "batch", "length", "embed"))
+        return x_BTD, Seen(positions_BT, segments_BT, tuple(angles[rotary] for rotary in cfg.rotaries))
+
+    def finish(self, x_BTD) -> jax.Array:
+        """The final norm: what is multiplied by the unembedding."""
+        return self.final_norm(x_BTD)
 
 
 def hidden(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, cache=None, dropout_key=None):
     """(hidden_BTD, cache). With a dropout_key, dropout is on: this is training."""
+    if isinstance(params["blocks"], tuple):
+        hidden_BTD, cache, _ = _layer_by_layer(cfg, params, tokens_BT, positions_BT, cache)
+        return hidden_BTD, cache
     model = Transformer(cfg, training=dropout_key is not None)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     return model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache, rngs=rngs)
+
+
+def unstacked(params) -> dict:
+    """The parameters with "blocks" as a tuple of layers, which is read faster than slices of a stack: for inference."""
+    blocks = params["blocks"]
+    layers = len(jax.tree.leaves(blocks)[0])
+    return params | {"blocks": tuple(jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(layers))}
+
+
+def captured(cfg: ModelConfig, params, tokens_BT, positions_BT) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(hidden_BTD, what stood at each `tap`), by TransformerLens's names, in the order of computation."""
+    if not isinstance(params["blocks"], tuple):
+        params = unstacked(params)
+    hidden_BTD, _, sites = _layer_by_layer(cfg, params, tokens_BT, positions_BT, None)
+    return hidden_BTD, sites
+
+
+def _layer_by_layer(cfg: ModelConfig, params, tokens_BT, positions_BT, cache: tuple | None):
+    """(hidden_BTD, cache, sites) by the same modules without the scan; nothing of `sites` is computed unless used."""
+    rest = {"params": {name: value for name, value in params.items() if name != "blocks"}}
+    model, layers = Transformer(cfg), params["blocks"]
+    (x_BTD, seen), state = model.apply(rest, tokens_BT, positions_BT, None, method="embed", mutable=[TAPS])
+    sites, caches = by_site(state.get(TAPS, {})), []
+    for layer, weights in enumerate(layers):
+        before = None if cache is None else cache[layer]
+        (x_BTD, after), state = Block(cfg, training=False).apply(
+            {"params": weights}, x_BTD, seen, layer, before, mutable=[TAPS]
+        )
+        sites |= by_site(state.get(TAPS, {}), f"blocks.{layer}.")
+        caches.append(after)
+    hidden_BTD, state = model.apply(rest, x_BTD, method="finish", mutable=[TAPS])
+    return hidden_BTD, None if cache is None else tuple(caches), sites | by_site(state.get(TAPS, {}))
 
 
 def unembedding(cfg: ModelConfig, params) -> jax.Array:
@@ -68,9 +114,10 @@ def unembedding(cfg: ModelConfig, params) -> jax.Array:
     return params["embedding" if cfg.tied else "unembedding"]
 
 
-def logits(matrix_VD: jax.Array, hidden: jax.Array) -> jax.Array:
-    """(..., V) in float32: the log-probabilities of the next token, up to a constant."""
-    return jnp.einsum("...D,VD->...V", hidden, matrix_VD.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def logits(matrix_VD: jax.Array, hidden: jax.Array, cap: float | None) -> jax.Array:
+    """(..., V) in float32: the log-probabilities of the next token, up to a constant. cap: see cfg.logit_cap."""
+    x = jnp.einsum("...D,VD->...V", hidden, matrix_VD.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def _init(cfg: ModelConfig, key):

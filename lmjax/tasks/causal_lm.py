@@ -42,4 +42,7 @@ class CausalLM:
             cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, dropout_key=dropout_key
         )
         matrix_VD = transformer.unembedding(cfg, params)
-        return vocabulary_loss(hidden_BTD, matrix_VD, batch.targets_BT, batch.weights_BT, chunk=self.loss_chunk, **kind)
+        return vocabulary_loss(
+            hidden_BTD, matrix_VD, batch.targets_BT, batch.weights_BT,
+            chunk=self.loss_chunk, cap=cfg.logit_cap, **kind,
+        )  # fmt: skip

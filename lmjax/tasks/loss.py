@@ -39,12 +39,14 @@ def cross_entropy(logits_V, targets, weights, *, label_smoothing: float = 0.0, z
     return Loss(jnp.sum(nats * weights), jnp.sum(weights))
 
 
-def vocabulary_loss(hidden_BTD, matrix_VD, targets_BT, weights_BT, *, chunk: int | None, **kind) -> Loss:
+def vocabulary_loss(
+    hidden_BTD, matrix_VD, targets_BT, weights_BT, *, chunk: int | None, cap: float | None = None, **kind
+) -> Loss:
     """`cross_entropy` of hidden @ matrix^T. chunk: places in each row whose logits exist at one time, in the
-    backward pass too, which computes them again; it must divide T. None: all of them."""
+    backward pass too, which computes them again; it must divide T. None: all of them. cap: on the logits."""
 
     def part(hidden, targets, weights):
-        logits_V = constrain(logits(matrix_VD, hidden), "batch", "length", "vocab")
+        logits_V = constrain(logits(matrix_VD, hidden, cap), "batch", "length", "vocab")
         return cross_entropy(logits_V, targets, weights, **kind)
 
     B, T = targets_BT.shape

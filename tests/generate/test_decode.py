@@ -10,18 +10,21 @@ from lmjax.generate import decode as module
 from lmjax.generate.decode import decode, generate, prefill
 from lmjax.generate.sampling import choice
 from lmjax.models import transformer
-from lmjax.models.cache import empty_cache
+from lmjax.models.cache import empty_cache, slots
 from tests import tiny
 
 CONFIGS = {
-    "gpt2": tiny.gpt2(), "llama": tiny.llama(), "multi_query": tiny.llama(kv_heads=1),
+    "gpt2": tiny.gpt2(), "llama": tiny.llama(), "multi_query": tiny.llama(kv_heads=1), "gemma": tiny.gemma(),
+    "neox": tiny.neox(), "mixtral": tiny.mixtral(),
 }  # fmt: skip
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
 def model(request):
     cfg = CONFIGS[request.param]
-    return cfg, transformer.init_params(cfg, jax.random.key(1))
+    params = transformer.init_params(cfg, jax.random.key(1))
+    # layers stacked, as a run samples, and apart, as a loaded model writes
+    return cfg, params if request.param in ("gpt2", "llama") else transformer.unstacked(params)
 
 
 @jax.jit
@@ -39,22 +42,25 @@ def full_logits(cfg, params, ids):
     padded = np.zeros((1, cfg.context), np.int32)
     padded[0, : len(ids)] = ids
     hidden, _ = transformer.hidden(cfg, params, padded, np.arange(cfg.context)[None])
-    return transformer.logits(transformer.unembedding(cfg, params), hidden)[0, : len(ids)]
+    return transformer.logits(transformer.unembedding(cfg, params), hidden, cfg.logit_cap)[0, : len(ids)]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])
 def test_prefill_in_any_chunks_equals_the_forward_pass(model, chunk):
     cfg, params = model
     (prompt,) = prompts(cfg, [20])
-    cache, last = empty_cache(cfg, 1), jnp.zeros((1, cfg.width))
+    cache, last = (
+        empty_cache(cfg, 1, cfg.context, stacked=not isinstance(params["blocks"], tuple)),
+        jnp.zeros((1, cfg.width)),
+    )
     padded = np.zeros((1, -(-20 // chunk) * chunk), np.int32)
     padded[0, :20] = prompt
     for start in range(0, padded.shape[1], chunk):
         cache, last = prefill(cfg, params, padded[:, start : start + chunk], start, np.array([20]), cache, last)
-    ours = transformer.logits(transformer.unembedding(cfg, params), last)[0]
+    ours = transformer.logits(transformer.unembedding(cfg, params), last, cfg.logit_cap)[0]
     theirs = full_logits(cfg, params, prompt)[-1]
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(1, np.abs(theirs).max()))
-    assert cache.k_BSKH.shape == (cfg.layers, 1, cfg.context, cfg.n_kv_heads, cfg.head_width)
+    assert slots(cache) == cfg.context
 
 
 def test_greedy_equals_running_the_whole_text_again_for_every_token(model):
@@ -121,6 +127,23 @@ def test_a_second_prompt_of_any_length_compiles_nothing():
     ]:
         generate(cfg, params, prompts(cfg, [length]), max_new_tokens=new, how=how)
     assert (prefill._cache_size(), decode._cache_size()) == before
+
+
+def test_a_cache_of_several_sizes_reads_as_much_as_is_filled():
+    """Texts of 100 and 300 tokens in 600 slots: two programs of attention, of which each reads its part."""
+    cfg = tiny.llama(context=600)
+    params = transformer.init_params(cfg, jax.random.key(1))
+    batch = prompts(cfg, [100, 300])
+    both = generate(cfg, params, batch, max_new_tokens=40, how=choice())
+    for prompt, new in zip(batch, both, strict=True):
+        text = np.concatenate([prompt, new])
+        expected = np.argmax(full_logits(cfg, params, text), -1)[len(prompt) - 1 : -1]
+        assert new.tolist() == expected.tolist()
+
+
+def test_room_grows_by_doubling():
+    cfg = tiny.gpt2(context=5000)
+    assert [module.room_for(cfg, n) for n in (3, 1024, 1025, 4000, 4999)] == [1024, 1024, 2048, 4096, 5000]
 
 
 def test_fills_the_context_to_its_last_place():

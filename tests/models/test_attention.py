@@ -64,7 +64,7 @@ def test_dropout_keeps_the_mean_and_depends_on_the_key():
     assert (draws[0] != draws[1]).any()
 
 
-NEED = Need(platform="gpu", dtype="bfloat16", length=1024, head_width=64, segments=False, dropout=False)
+NEED = Need(platform="gpu", dtype="bfloat16", length=1024, head_width=64, segments=False, dropout=False, cap=False)
 
 
 def test_auto_takes_the_fastest_that_can_do_the_work():

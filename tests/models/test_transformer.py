@@ -22,12 +22,14 @@ CONFIGS = {
     "llama": tiny.llama(),
     "multi_query": tiny.llama(kv_heads=1, head_dim=12, qk_norm=False),
 }
+# these have their references in tests/parity, by transformers, and in the golden files made there
+OTHERS = {"gemma": tiny.gemma(), "neox": tiny.neox(), "mixtral": tiny.mixtral()}
 
 
 @partial(jax.jit, static_argnames="cfg")
 def logits(cfg, params, batch):
     hidden, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
-    return transformer.logits(transformer.unembedding(cfg, params), hidden)
+    return transformer.logits(transformer.unembedding(cfg, params), hidden, cfg.logit_cap)
 
 
 def spread(params):
@@ -77,7 +79,7 @@ def test_causal_by_gradient(name, kernel):
 
     def sums_T(embedding):
         hidden, _ = transformer.hidden(cfg, params | {"embedding": embedding}, tokens_BT, tokens_BT)
-        return transformer.logits(params["unembedding"], hidden)[0].sum(-1)
+        return transformer.logits(params["unembedding"], hidden, None)[0].sum(-1)
 
     influence_TS = np.abs(jax.jit(jax.jacobian(sums_T))(params["embedding"])[:, :12]).sum(-1)
     assert (influence_TS[np.triu_indices(12, 1)] == 0).all()
@@ -93,6 +95,54 @@ def test_changing_a_token_leaves_earlier_logits_bitwise():
     before, after = logits(cfg, params, batch), logits(cfg, params, replace(batch, tokens_BT=changed))
     assert (before[0, :20] == after[0, :20]).all()
     assert (before[0, 20:] != after[0, 20:]).any(axis=-1).all()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", *OTHERS])
+def test_layers_apart_equal_layers_stacked_and_taps_hold_what_was_computed(name):
+    cfg = (CONFIGS | OTHERS)[name]
+    params = spread(transformer.init_params(cfg, jax.random.key(0)))
+    batch = tiny.batch(cfg, 2)
+    stacked, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT)
+    apart, _ = transformer.hidden(cfg, transformer.unstacked(params), batch.tokens_BT, batch.positions_BT)
+    np.testing.assert_allclose(apart, stacked, atol=1e-5 * np.abs(stacked).max())
+    last, sites = transformer.captured(cfg, params, batch.tokens_BT, batch.positions_BT)
+    np.testing.assert_array_equal(last, sites["ln_final.hook_normalized"])
+    for i in range(cfg.layers):
+        here = {site.removeprefix(f"blocks.{i}."): x for site, x in sites.items()}
+        expected = here["hook_resid_pre"] + here["hook_attn_out"] + here["hook_mlp_out"]
+        np.testing.assert_allclose(here["hook_resid_post"], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_unused_taps_add_nothing():
+    """Neither to the program of training, nor to that of a model whose layers lie apart."""
+    cfg = tiny.llama()
+    params, batch = transformer.init_params(cfg, jax.random.key(0)), tiny.batch(cfg, 2)
+
+    # makers of their own: JAX keeps what it traced by function
+    def program(params):
+        return str(
+            jax.jit(lambda p: transformer.hidden(cfg, p, batch.tokens_BT, batch.positions_BT)[0])
+            .lower(params)
+            .as_text()
+        )
+
+    before = [program(params), program(transformer.unstacked(params))]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("blocks", "feedforward", "moe", "norms", "transformer"):
+            patch.setattr(f"lmjax.models.{name}.tap", lambda module, name, x: x)
+        assert [program(params), program(transformer.unstacked(params))] == before
+
+
+@pytest.mark.parametrize("window", [1, 5, 24])
+def test_a_window_is_a_mask_in_every_kernel(window):
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 24, 2, 8)) for i in range(3))
+    far = np.arange(24)[:, None] - np.arange(24)
+    bias = jnp.where((far >= 0) & (far < window), 0.0, -jnp.inf)
+    scores = 5 * jnp.tanh(jnp.einsum("BTNH,BSNH->BNTS", q, k) * 0.7 / 5)
+    expected = jnp.einsum("BNTS,BSNH->BTNH", jax.nn.softmax(scores + bias, axis=-1), v)
+    for kernel in (attention.Reference(), attention.Blocks(size=7)):
+        ours = attention.attend(q, k, v, None, kernel, scale=0.7, cap=5.0, window=window)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [{"unroll": 2}, {"remat": "products"}, {"remat": "everything"}])

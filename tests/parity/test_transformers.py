@@ -93,7 +93,7 @@ def test_logits(pair):
     with torch.no_grad():
         theirs = model(torch.tensor(batch.tokens_BT.astype(np.int64))).logits.numpy()
     hidden, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT)
-    ours = transformer.logits(transformer.unembedding(cfg, params), hidden)
+    ours = transformer.logits(transformer.unembedding(cfg, params), hidden, cfg.logit_cap)
     assert np.abs(theirs).max() > 3
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
