@@ -9,7 +9,11 @@ VERBS = {
     "data": "show what the model sees: decoded windows and the tokenizer's round trip",
     "evaluate": "score a text: loss, perplexity, bits per byte",
     "generate": "continue a prompt",
+    "export": "write a run as a Hugging Face directory, which transformers loads",
+    "verify": "compare two models layer by layer and name the first site where they part",
 }
+
+FROM_MODEL = ("evaluate", "generate", "export", "verify")
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,12 +34,20 @@ def parser_for(verb: str) -> Parser:
     if verb == "data":
         add("--step", type=int, default=1, metavar="N", help="the step whose batch is shown (default: 1)")
         add("--windows", type=int, default=3, metavar="N", help="how many windows (default: 3)")
-    if verb in ("evaluate", "generate"):
-        add("--model", required=True, metavar="PATH", help="a run directory")
+    if verb in FROM_MODEL:
+        add("--model", required=True, metavar="PATH", help="a run or a Hugging Face directory, or hf:NAME")
         add("--step", default=None, metavar="N|best", help="which checkpoint (default: the newest good one)")
     if verb == "evaluate":
-        add("--text", metavar="FILE", help="plain text, or JSON lines with a `text` (default: the run's held-out text)")
+        add("--text", metavar="FILE", help="plain text, or JSON lines with a `text` (default: a run's held-out text)")
         add("--json", metavar="FILE", help="write the figures here too")
+        add("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
+    if verb == "export":
+        add("--to", required=True, metavar="DIR", help="a directory that does not exist yet, or is empty")
+        add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32")
+    if verb == "verify":
+        add("--against", required=True, metavar="PATH", help="as --model, or transformers:PATH: the original")
+        add("--text", metavar="FILE", help="what both read (default: 512 tokens drawn at random)")
+        add("--tolerance", type=float, default=1e-4, metavar="X", help="of the largest value at a site (default: 1e-4)")
     if verb == "generate":
         add("--prompt", action="append", metavar="TEXT", help="may be given several times")
         add("--max_new_tokens", type=int, default=100, metavar="N")
@@ -69,7 +81,7 @@ def main(words: list[str]) -> int:
         sys.stderr.write(f"error: no verb {verb!r}; {f'did you mean {near[0]}?' if near else 'see run.py --help'}\n")
         return 2
     options, others = parser_for(verb).parse_known_args(words)
-    if others and verb in ("evaluate", "generate"):
+    if others and verb in FROM_MODEL:
         parser_for(verb).error(f"unrecognised {' '.join(others)}")
     try:
         return import_module("lmjax.commands").run(verb, options, others)

@@ -8,7 +8,8 @@ _HOME = {
     "ModelConfig": "lmjax.models.config",
     "UserError": "lmjax.errors",
     "train": "lmjax.train.loop",
-    "load_run": "lmjax.load",
+    "load": "lmjax.language_model",
+    "LanguageModel": "lmjax.language_model",
 }
 
 __all__ = list(_HOME)

@@ -15,9 +15,11 @@ def run(verb: str, options, others: list[str]) -> int:
     """Run a verb; the exit code: 0, 2 for a mistake of the user's, 130 and 143 where a signal stopped training."""
     prepare_libraries()
     try:
-        return {"train": train, "data": show_data, "evaluate": evaluate, "generate": generate}[verb](
-            options, overrides(others)
-        )
+        verbs = {
+            "train": train, "data": show_data, "evaluate": evaluate, "generate": generate, "export": export,
+            "verify": verify,
+        }  # fmt: skip
+        return verbs[verb](options, overrides(others))
     except UserError as error:
         reason = " ".join(str(error).split("\n"))
     except BrokenPipeError:
@@ -100,20 +102,25 @@ def evaluate(options, _) -> int:
 
     from lmjax.data.store import stream_of
     from lmjax.evaluate.held_out import compile_loss, held_out
-    from lmjax.load import load_run, read_texts
+    from lmjax.loaded import load_model, read_texts
     from lmjax.sharding import Mesh, build_mesh
 
-    loaded = load_run(Path(options.model), _step(options.step))
-    texts = read_texts(Path(options.text) if options.text else loaded.run.held_out)
+    loaded = load_model(options.model, _step(options.step))
+    if not options.text and loaded.held_out is None:
+        raise UserError(f"--text FILE is needed: {options.model} is not a run, and has no held-out text of its own")
+    tokenizer = needed_tokenizer(loaded)
+    experiment = with_context(loaded.experiment, options.context)
+    texts = read_texts(Path(options.text) if options.text else loaded.held_out)
     # the batch is the run's own, so that the sums are too; devices that cannot share it stay idle
     devices = jax.devices()
-    devices = devices if loaded.experiment.microbatch_size % len(devices) == 0 else devices[:1]
+    devices = devices if experiment.microbatch_size % len(devices) == 0 else devices[:1]
     mesh = build_mesh(Mesh(), devices)
-    stream = stream_of(texts, loaded.tokenizer)
+    stream = stream_of(texts, tokenizer)
     params = jax.device_put(loaded.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     with jax.set_mesh(mesh):
-        result = held_out(loaded.experiment, compile_loss(loaded.experiment), params, stream, mesh)
-    print(f"{options.model} after step {loaded.step}: {result.tokens:,} tokens, {result.text_bytes:,} bytes")
+        result = held_out(experiment, compile_loss(experiment), params, stream, mesh)
+    after = "" if loaded.step is None else f" after step {loaded.step}"
+    print(f"{options.model}{after}: {result.tokens:,} tokens, {result.text_bytes:,} bytes")
     print(f"protocol: {result.protocol}")
     print("  ".join(f"{name} {value:.6f}" for name, value in result.metrics().items()))
     if options.json:
@@ -126,19 +133,64 @@ def evaluate(options, _) -> int:
 def generate(options, _) -> int:
     from lmjax.generate.sampling import choice
     from lmjax.generate.text import continue_texts
-    from lmjax.load import load_run
+    from lmjax.loaded import load_model
+    from lmjax.models.transformer import unstacked
 
     how = choice(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
     if not 0 <= options.seed < 2**31:
         raise UserError(f"--seed {options.seed}: expected a number from 0 to 2**31 - 1")
-    loaded = load_run(Path(options.model), _step(options.step))
+    loaded = load_model(options.model, _step(options.step), stacked=False)
+    params = loaded.params if isinstance(loaded.params["blocks"], tuple) else unstacked(loaded.params)
     texts = continue_texts(
-        loaded.experiment, loaded.params, loaded.tokenizer, options.prompt or [""],
+        loaded.experiment, params, needed_tokenizer(loaded), options.prompt or [""],
         max_new_tokens=options.max_new_tokens, how=how, seed=options.seed,
     )  # fmt: skip
     for text in texts:
         print(text)
     return 0
+
+
+def export(options, _) -> int:
+    from lmjax.interop.write import export as write
+    from lmjax.loaded import load_model
+
+    loaded = load_model(options.model, _step(options.step))
+    model, to = loaded.experiment.model, Path(options.to)
+    family = write(model, loaded.params, loaded.tokenizer, to, dtype=options.dtype)
+    size = sum(file.stat().st_size for file in to.iterdir())
+    print(f"{path_text(to)}: {family.architecture}, {options.dtype}, {size:,} bytes")
+    return 0
+
+
+def verify(options, _) -> int:
+    from lmjax.verifying import report_lines
+
+    lines, same = report_lines(options.model, options.against, _step(options.step), options.text, options.tolerance)
+    print("\n".join(lines))
+    return 0 if same else 1
+
+
+def needed_tokenizer(loaded):
+    """Raises UserError where the directory has none."""
+    if loaded.tokenizer is None:
+        raise UserError(f"{path_text(loaded.path)}: no tokenizer.json, vocab.json + merges.txt or tokenizer.model")
+    return loaded.tokenizer
+
+
+def with_context(experiment, context: int | None):
+    """The experiment that evaluates in windows of so many tokens; None: the model's context."""
+    from dataclasses import replace
+
+    from lmjax.models.positions import Learned
+
+    model = experiment.model
+    if context is None:
+        return experiment
+    if not 2 <= context <= model.context:
+        raise UserError(f"--context {context}: expected 2 to {model.context}, the model's own context")
+    if isinstance(model.positions, Learned) or experiment.task.loss_chunk is not None:
+        raise UserError(f"--context {context}: this model is evaluated in windows of its own context, {model.context}")
+    return replace(experiment, model=replace(model, context=context))
 
 
 def _step(text: str | None) -> int | str | None:

@@ -20,10 +20,16 @@ POLICY_FILE = "policy.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Which control tokens stand around a document; None: none. Stored with the run."""
+    """Which control tokens stand around a document; None: none. other_stops: those that end a generated text,
+    where these are others than eos. Stored with the run."""
 
     bos: int | None = None
     eos: int | None = None
+    other_stops: tuple[int, ...] = ()
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        return self.other_stops or (() if self.eos is None else (self.eos,))
 
 
 class Tokenizer:
@@ -55,7 +61,7 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (directory / name).write_bytes(content)
-        policy = {"kind": self.kind, "bos": self.policy.bos, "eos": self.policy.eos}
+        policy = {"kind": self.kind} | vars(self.policy)
         (directory / POLICY_FILE).write_text(json.dumps(policy, indent=2) + "\n")
 
     def identity(self) -> list:
@@ -141,6 +147,10 @@ class SentencePieceTokenizer(Tokenizer):
     def decode(self, ids):
         return self._processor.decode([int(i) for i in ids if not self._processor.is_control(int(i))])
 
+    def control_ids(self) -> dict[str, int]:
+        """Of bos and eos, -1 where the model has none."""
+        return {"bos": self._processor.bos_id(), "eos": self._processor.eos_id()}
+
     @cached_property
     def files(self):
         return {"tokenizer.model": self.model}
@@ -160,11 +170,27 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer.no_truncation()
         self._serialised = serialised
         self.policy = policy
-        # ids may have gaps
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
     def encode(self, text):
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_with_controls(self, text: str) -> np.ndarray:
+        """The ids where special tokens written in the text are special: for templates, never for a user's words."""
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self._tokenizer.encode_special_tokens = True
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """What the file itself puts before and after a text."""
+        whole, bare = (self._tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
+        at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        return whole[:at], whole[at + len(bare) :]
+
+    def id_of(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
 
     def decode(self, ids):
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -275,7 +301,7 @@ class HuggingFace:
         if single.is_file():
             serialised = _read(single).decode("utf-8", errors="replace")
         elif (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-            serialised = _byte_level_bpe(path)
+            serialised = byte_level_bpe(path)
         else:
             raise UserError(
                 f"tokenizer: {self.path}: expected a tokenizer.json, or a directory with vocab.json and merges.txt"
@@ -291,7 +317,7 @@ class HuggingFace:
         token = getattr(self, name)
         if token is None:
             return None
-        index = tokenizer._tokenizer.token_to_id(token)
+        index = tokenizer.id_of(token)
         if index is None:
             raise UserError(f"tokenizer.{name}: {token!r} is not in the vocabulary of {self.path}")
         return index
@@ -302,15 +328,13 @@ TokenizerConfig = Bytes | Characters | SentencePiece | HuggingFace
 
 def sentencepiece_tokenizer(model: bytes, *, bos: bool, eos: bool, where: str) -> SentencePieceTokenizer:
     """A tokenizer of a serialised model, with the model's own control ids. Raises UserError where it has none."""
-    import sentencepiece
-
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        found = SentencePieceTokenizer(model, Policy()).control_ids()
     except RuntimeError:
         raise UserError(f"tokenizer: {where}: not a SentencePiece model") from None
-    ids = {"bos": processor.bos_id() if bos else None, "eos": processor.eos_id() if eos else None}
+    ids = {name: found[name] for name, wanted in (("bos", bos), ("eos", eos)) if wanted}
     for name, index in ids.items():
-        if index is not None and index < 0:
+        if index < 0:
             raise UserError(f"tokenizer.{name}: {where} has no {name} token")
     return SentencePieceTokenizer(model, Policy(**ids))
 
@@ -327,7 +351,7 @@ def load(directory: Path) -> Tokenizer:
 
 def _loaded(directory: Path) -> Tokenizer:
     stored = json.loads(_read(directory / POLICY_FILE))
-    policy = Policy(bos=stored["bos"], eos=stored["eos"])
+    policy = Policy(bos=stored["bos"], eos=stored["eos"], other_stops=tuple(stored["other_stops"]))
     match stored["kind"]:
         case "Bytes":
             return ByteTokenizer(policy)
@@ -360,7 +384,7 @@ def _passages(texts: Iterable[str], limit: int):
                 yield passage
 
 
-def _byte_level_bpe(path: Path) -> str:
+def byte_level_bpe(path: Path) -> str:
     """GPT-2's tokenizer from its two files, as tokenizer.json."""
     import tokenizers
 

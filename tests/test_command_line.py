@@ -136,7 +136,7 @@ def test_mistakes_before_any_experiment(place, capsys):
     assert "no verb 'trian'; did you mean train?" in fails(["trian"], capsys, place)
     assert "--config" in fails(["train"], capsys, place)
     assert "unrecognised --promt" in fails(["generate", "--model", "x", "--promt", "y"], capsys, place)
-    assert "--model nope: no such directory" in fails(["generate", "--model", "nope", "--prompt", "x"], capsys, place)
+    assert "nope: no such directory" in fails(["generate", "--model", "nope", "--prompt", "x"], capsys, place)
     (place / "folder").mkdir()
     assert "experiment.json: missing; expected a run directory" in fails(
         ["evaluate", "--model", "folder"], capsys, place

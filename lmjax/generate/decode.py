@@ -36,11 +36,13 @@ def prefill(cfg: ModelConfig, params, tokens_BC, start, lengths_B, cache: LayerC
 
 
 @partial(jax.jit, static_argnames="cfg")
-def decode(cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limits_B, known, stop, how: Choice, keys_B):
-    """Write on until every row has reached its limit (a number of new tokens) or the token `stop`. Ids from `known` up,
-    with which a vocabulary was filled up, are never chosen.
+def decode(
+    cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limits_B, known, stops, how: Choice, keys_B
+):
+    """Write on until every row has reached its limit (a number of new tokens) or one of the tokens `stops`. Ids from
+    `known` up, with which a vocabulary was filled up, are never chosen.
 
-    Returns (tokens_BS, counts_B): the new tokens of each row, S slots of the cache, and how many there are; a `stop`
+    Returns (tokens_BS, counts_B): the new tokens of each row, S slots of the cache, and how many there are; a stop
     that was written is among them, and what follows it is 0.
     """
     matrix_VD = transformer.unembedding(cfg, params)
@@ -54,7 +56,7 @@ def decode(cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limi
     def record(token_B, index, out_BS, counts_B, done_B):
         out_BS = out_BS.at[:, index].set(jnp.where(done_B, 0, token_B))
         counts_B = counts_B + ~done_B
-        return out_BS, counts_B, done_B | (token_B == stop) | (counts_B >= limits_B)
+        return out_BS, counts_B, done_B | jnp.isin(token_B, stops) | (counts_B >= limits_B)
 
     def go_on(carry):
         return ~jnp.all(carry[-1])
@@ -97,10 +99,10 @@ def room_for(cfg: ModelConfig, tokens: int) -> int:
 
 def generate(
     cfg: ModelConfig, params, prompts: list[np.ndarray], *, max_new_tokens: int, how: Choice, seed: int = 0,
-    stop: int | None = None,
+    stops: tuple[int, ...] = (),
     known: int | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
-    """The new tokens of each prompt, without the prompt; up to max_new_tokens, up to `stop` (not included).
+    """The new tokens of each prompt, without the prompt; up to max_new_tokens, up to one of `stops` (not included).
     known: how many ids the tokenizer has, where the model's vocabulary is larger.
 
     Raises UserError for an empty prompt, an id outside the vocabulary, and a prompt that leaves no room for
@@ -133,7 +135,9 @@ def generate(
             cfg, params, padded[:, start : start + chunk], jnp.int32(start), lengths, cache, last_BD
         )
     limits = np.full(B, max_new_tokens, np.int32)
-    no_stop = -1 if stop is None else stop
+    # padded, so that other stops compile nothing
+    padded_stops = np.full(max(8, len(stops)), -1, np.int32)
+    padded_stops[: len(stops)] = stops
     out_BS, counts_B = decode(
         cfg,
         params,
@@ -142,10 +146,10 @@ def generate(
         lengths,
         limits,
         jnp.int32(known or cfg.vocab),
-        jnp.int32(no_stop),
+        padded_stops,
         how,
         row_keys(prompts, seed),
     )
     out, counts = jax.device_get((out_BS, counts_B))
     texts = [row[:count] for row, count in zip(out, counts, strict=True)]
-    return [row[:-1] if stop is not None and len(row) and row[-1] == stop else row for row in texts]
+    return [row[:-1] if len(row) and row[-1] in stops else row for row in texts]

@@ -26,8 +26,8 @@ def continue_texts(
 
 def _written(experiment, params, tokenizer: Tokenizer, ids: list[np.ndarray], **settings) -> list[str]:
     """The texts of these ids and of what the model writes after them."""
-    stop, known = tokenizer.policy.eos, tokenizer.vocab_size
-    news = generate(experiment.model, params, ids, stop=stop, known=known, **settings)
+    stops, known = tokenizer.policy.stops, tokenizer.vocab_size
+    news = generate(experiment.model, params, ids, stops=stops, known=known, **settings)
     # decoded together: a character may begin in the prompt and end after it
     return [tokenizer.decode(np.concatenate([old, new])) for old, new in zip(ids, news, strict=True)]
 

@@ -16,7 +16,7 @@ from lmjax.evaluate import compressors
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
 from lmjax.experiment import Experiment
 from lmjax.generate.text import sample
-from lmjax.load import read_texts
+from lmjax.loaded import read_texts
 from lmjax.run_directory import RunDirectory, environment
 from lmjax.sharding import batch_sharding, place_batch
 from lmjax.train import state as train_state

@@ -109,7 +109,7 @@ def test_stops_at_the_stop_token_which_is_left_out():
     batch = prompts(cfg, [4, 9])
     free = generate(cfg, params, batch, max_new_tokens=15, how=choice())
     stop = int(free[0][6])
-    stopped = generate(cfg, params, batch, max_new_tokens=15, how=choice(), stop=stop)
+    stopped = generate(cfg, params, batch, max_new_tokens=15, how=choice(), stops=(stop,))
     for whole, cut in zip(free, stopped, strict=True):
         whole = whole.tolist()
         assert cut.tolist() == (whole[: whole.index(stop)] if stop in whole else whole)

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from lmjax.load import load_run
+from lmjax.loaded import load_run
 from tests import tiny
 
 EXPERIMENT = """

@@ -12,7 +12,7 @@ from lmjax import checkpoint
 from lmjax.data.sources import Mixture, TextFiles, Weighted
 from lmjax.errors import UserError
 from lmjax.experiment import DataConfig
-from lmjax.load import load_run
+from lmjax.loaded import load_run
 from lmjax.models.config import ModelConfig
 from lmjax.optim import AdamW, Muon
 from lmjax.sharding import Mesh

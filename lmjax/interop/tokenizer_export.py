@@ -1,0 +1,151 @@
+"""Our tokenizers as tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads.
+
+Two things cannot be said there. U+2581 itself, in which SentencePiece writes a space, becomes a space. And where two
+pieces make the same longer one in two ways that overlap, which way is taken: seen in long runs of spaces, with unigram
+models only.
+"""
+
+import json
+
+from lmjax.errors import UserError
+from lmjax.tokenizers import (
+    ByteTokenizer,
+    CharacterTokenizer,
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+)
+
+SPACE = "\u2581"
+
+
+def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The contents of the files by name. Raises UserError where tokenizer.json cannot say what the tokenizer does."""
+    match tokenizer:
+        case HuggingFaceTokenizer():
+            built = _parsed(tokenizer.files["tokenizer.json"].decode())
+        case ByteTokenizer():
+            built = _bytes()
+        case CharacterTokenizer():
+            built = _characters(tokenizer.characters)
+        case SentencePieceTokenizer():
+            built = _sentencepiece(tokenizer)
+        case _:
+            raise UserError(f"a tokenizer of the kind {tokenizer.kind} has no Hugging Face form")
+    policy = tokenizer.policy
+    controls = {
+        "bos_token": policy.bos,
+        "eos_token": policy.eos if policy.eos is not None else next(iter(policy.stops), None),
+    }
+    names = {key: built.id_to_token(index) for key, index in controls.items() if index is not None}
+    if not isinstance(tokenizer, HuggingFaceTokenizer) or (policy.bos, policy.eos) != tuple(
+        next(iter(side), None) for side in tokenizer.around()
+    ):
+        built.post_processor = _around(built, policy.bos, policy.eos)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+        "model_max_length": 10**9, **names,
+    }  # fmt: skip
+    files = {
+        "tokenizer.json": built.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+    }
+    return {name: text.encode() for name, text in files.items()}
+
+
+def _parsed(serialised: str):
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_str(serialised)
+
+
+def _around(built, bos: int | None, eos: int | None):
+    from tokenizers.processors import TemplateProcessing
+
+    pieces, controls = ["$A"], []
+    for index, at in ((bos, 0), (eos, len(pieces) + 1)):
+        if index is not None:
+            token = built.id_to_token(index)
+            pieces.insert(at, token)
+            controls.append((token, index))
+    return TemplateProcessing(single=" ".join(pieces), special_tokens=list(dict(controls).items()))
+
+
+def _with_controls(built, names: list[str]):
+    from tokenizers import AddedToken
+
+    built.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return built
+
+
+def _bytes():
+    """Each byte its own token, with the byte's number; then BOS and EOS."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    letters = _byte_letters()
+    vocab = {letters[byte]: byte for byte in range(256)} | {"<s>": 256, "</s>": 257}
+    built = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    built.decoder = decoders.ByteLevel()
+    return _with_controls(built, ["<s>", "</s>"])
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte in byte-level files: the byte's own where that is printable, else one from
+    256 up (GPT-2's encoder.py, bytes_to_unicode)."""
+    own = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in own else chr(next(others)) for byte in range(256)]
+
+
+def _characters(characters: str):
+    import tokenizers
+    from tokenizers import decoders, models
+
+    built = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(characters)}, merges=[]))
+    built.decoder = decoders.Fuse()
+    return built
+
+
+def _sentencepiece(tokenizer: SentencePieceTokenizer):
+    import tokenizers
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import decoders, models, normalizers
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
+        raise UserError(
+            "this SentencePiece model rewrites its text first (nmt_nfkc, extra spaces); tokenizer.json cannot"
+        )
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    vocab = {piece: i for i, (piece, _) in enumerate(pieces)}
+    unknown = pieces[trainer.unk_id][0]
+    if trainer.model_type == trainer.UNIGRAM:
+        model = models.Unigram(pieces, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
+    else:
+        normal = {piece.piece for piece in proto.pieces if piece.type == piece.NORMAL}
+        model = models.BPE(
+            vocab=vocab, merges=_merges(pieces, vocab, normal), unk_token=unknown, fuse_unk=True,
+            byte_fallback=trainer.byte_fallback,
+        )  # fmt: skip
+    built = tokenizers.Tokenizer(model)
+    prefix = normalizer.add_dummy_prefix
+    before = [normalizers.Prepend(SPACE)] if prefix else []
+    built.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", SPACE)])
+    after = [decoders.Strip(" ", 1, 0)] if prefix else []
+    built.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *after])
+    return _with_controls(
+        built, [piece.piece for piece in proto.pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)]
+    )
+
+
+def _merges(pieces: list[tuple[str, float]], vocab: dict[str, int], normal: set[str]) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others, the piece of the best score first."""
+    found = []
+    for piece, score in pieces:
+        if piece in normal:
+            halves = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+            found += [(-score, vocab[piece], a, b) for a, b in halves if a in normal and b in normal]
+    return [(a, b) for _, _, a, b in sorted(found)]

@@ -1,0 +1,96 @@
+"""The tokenizer of a Hugging Face checkpoint directory, in and out."""
+
+import json
+from pathlib import Path
+
+from lmjax.errors import UserError, path_text
+from lmjax.tokenizers import (
+    HuggingFaceTokenizer,
+    Policy,
+    SentencePieceTokenizer,
+    Tokenizer,
+    byte_level_bpe,
+    sentencepiece_tokenizer,
+)
+
+SIZE_LIMIT = 200_000_000
+
+
+def of_directory(directory: Path) -> Tokenizer | None:
+    """The tokenizer that gives the ids which transformers gives for this directory; None where it has no tokenizer
+    files. Its policy is the files': the control tokens around a text, and those that end a generated one. Raises
+    UserError for a damaged file."""
+    settings = _json(directory / "tokenizer_config.json")
+    stops = _stops(directory)
+    if (directory / "tokenizer.json").is_file():
+        return _from_json(directory / "tokenizer.json", _text(directory / "tokenizer.json"), settings, stops)
+    if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        kind = settings.get("tokenizer_class", "GPT2Tokenizer")
+        if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast"):
+            raise UserError(
+                f"{path_text(directory)}: vocab.json and merges.txt of a {kind}; these two say all of a GPT-2 "
+                "tokenizer only: expected a tokenizer.json"
+            )
+        return _from_json(directory / "vocab.json", byte_level_bpe(directory), settings, stops)
+    if (directory / "tokenizer.model").is_file():
+        file = directory / "tokenizer.model"
+        bos, eos = settings.get("add_bos_token", True) is True, settings.get("add_eos_token", False) is True
+        bare = sentencepiece_tokenizer(file.read_bytes(), bos=bos, eos=eos, where=path_text(file))
+        end = bare.control_ids()["eos"]
+        policy = Policy(bos=bare.policy.bos, eos=bare.policy.eos, other_stops=stops or ((end,) if end >= 0 else ()))
+        return SentencePieceTokenizer(bare.model, policy)
+    return None
+
+
+def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ...]) -> HuggingFaceTokenizer:
+    try:
+        bare = HuggingFaceTokenizer(serialised, Policy())
+        before, after = bare.around()
+    except BaseException as error:  # the library raises bare Exception, and panics of Rust are none
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise UserError(f"{path_text(file)}: not a tokenizer file: {' '.join(str(error).split())[:200]}") from None
+    if max(len(before), len(after)) > 1:
+        raise UserError(
+            f"{path_text(file)}: puts {len(before)} and {len(after)} tokens around a text; expected one each"
+        )
+    end = settings.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    index = bare.id_of(end) if isinstance(end, str) else None
+    if not stops and index is not None:
+        stops = (index,)
+    bos, eos = next(iter(before), None), next(iter(after), None)
+    return HuggingFaceTokenizer(serialised, Policy(bos=bos, eos=eos, other_stops=stops))
+
+
+def _stops(directory: Path) -> tuple[int, ...]:
+    """eos_token_id, a number or several, of generation_config.json or else of config.json."""
+    for name in ("generation_config.json", "config.json"):
+        given = _json(directory / name).get("eos_token_id")
+        given = given if isinstance(given, list) else [given]
+        if given and all(type(i) is int and i >= 0 for i in given):
+            return tuple(given)
+    return ()
+
+
+def _json(file: Path) -> dict:
+    if not file.is_file():
+        return {}
+    try:
+        values = json.loads(_text(file))
+    except (ValueError, RecursionError):
+        raise UserError(f"{path_text(file)}: not JSON") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path_text(file)}: expected an object of JSON")
+    return values
+
+
+def _text(file: Path) -> str:
+    try:
+        if file.stat().st_size > SIZE_LIMIT:
+            raise UserError(f"{path_text(file)}: larger than {SIZE_LIMIT:,} bytes; expected a tokenizer's file")
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path_text(file)}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path_text(file)}: not UTF-8 at byte {error.start}") from None

@@ -1,0 +1,93 @@
+"""From our parameters to a Hugging Face checkpoint directory that transformers loads as it is."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.cache import built_whole
+from lmjax.errors import UserError, path_text
+from lmjax.interop.families import family_for
+from lmjax.interop.family import Family
+from lmjax.interop.mapping import Entry, expand, sizes
+from lmjax.interop.tensor_files import write_tensors
+from lmjax.interop.tokenizer_export import hugging_face_files
+from lmjax.models.config import ModelConfig
+from lmjax.tokenizers import Tokenizer
+from lmjax.trees import named_leaves
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16), "float16": np.dtype(np.float16)}
+SHARD_LIMIT = 5_000_000_000
+
+
+def export(
+    cfg: ModelConfig, params: dict, tokenizer: Tokenizer | None, directory: Path, *, dtype: str = "float32",
+    shard_limit: int = SHARD_LIMIT,
+) -> Family:  # fmt: skip
+    """Write config.json, safetensors and the tokenizer's files; the family that was found to say this model. A
+    vocabulary that was filled up is cut to the tokenizer's. dtype: other than float32 rounds to nearest even.
+
+    Raises UserError where no family says the model, or the directory is not empty; nothing is left half-written.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"--to {path_text(directory)}: exists and is not an empty directory")
+    family, said = family_for(cfg)
+    vocab = cfg.vocab if tokenizer is None else tokenizer.vocab_size
+    lengths = sizes(said, vocab)
+    leaves = dict(named_leaves(params))
+    by_name: dict[str, list[tuple[Entry, tuple[int, ...]]]] = {}
+    for entry in family.all_entries(said):
+        for place, name in expand(entry, said):
+            by_name.setdefault(name, []).append((entry, place))
+
+    def array_of(name, shape):
+        theirs = np.zeros(shape, DTYPES[dtype])
+        for entry, place in by_name[name]:
+            ours = _leaf(leaves, entry.ours, place)
+            if ours is None and entry.ours in family.stands_in:
+                ours = _leaf(leaves, family.stands_in[entry.ours], place)
+            assert ours is not None or entry.ours.endswith("/bias"), entry.ours
+            if ours is not None:
+                view = lengths.view(theirs, entry)
+                view[...] = ours[: view.shape[0]] if entry.pattern.startswith("V ") else ours
+        return theirs
+
+    tensors = []
+    for name, entries in by_name.items():
+        shape = lengths.shape(entries[0][0].pattern)
+        tensors.append(
+            (family.exported(name), DTYPES[dtype], shape, lambda name=name, shape=shape: array_of(name, shape))
+        )
+    if directory.is_dir():
+        directory.rmdir()
+    with built_whole(directory) as scratch:
+        write_tensors(scratch, tensors, shard_limit)
+        for name, content in _texts(family, said, tokenizer, vocab, dtype).items():
+            (scratch / name).write_bytes(content)
+        scratch.chmod(0o755)
+    return family
+
+
+def _leaf(leaves: dict[str, jax.Array], path: str, place: tuple[int, ...]) -> np.ndarray | None:
+    """One layer's part of a parameter, stacked or apart; None where we have no such parameter."""
+    if path in leaves:
+        return np.asarray(leaves[path][place] if place else leaves[path])
+    if place and (apart := path.replace("blocks/", f"blocks/{place[0]}/", 1)) in leaves:
+        return np.asarray(leaves[apart][place[1:]] if place[1:] else leaves[apart])
+    return None
+
+
+def _texts(family: Family, cfg: ModelConfig, tokenizer: Tokenizer | None, vocab: int, dtype: str) -> dict[str, bytes]:
+    ids = {"bos_token_id": None, "eos_token_id": None}
+    if tokenizer is not None:
+        stops = list(tokenizer.policy.stops)
+        ids = {"bos_token_id": tokenizer.policy.bos, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
+    config = {
+        "architectures": [family.architecture], "model_type": family.model_type, **family.write(cfg),
+        "vocab_size": vocab, "torch_dtype": dtype, "pad_token_id": None, **ids,
+    }  # fmt: skip
+    files = {"config.json": config, "generation_config.json": ids}
+    texts = {name: (json.dumps(values, indent=2) + "\n").encode() for name, values in files.items()}
+    return texts | ({} if tokenizer is None else hugging_face_files(tokenizer))

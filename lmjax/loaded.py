@@ -1,0 +1,117 @@
+"""A trained model, ready to score and to write: from one of our run directories, or a Hugging Face directory."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+
+from lmjax import checkpoint
+from lmjax.data.sources import decode, json_lines, read_bytes
+from lmjax.errors import UserError, path_text
+from lmjax.experiment import Experiment
+from lmjax.interop.read import load_params, open_checkpoint
+from lmjax.interop.tokenizer_files import of_directory
+from lmjax.models import attention
+from lmjax.models.transformer import abstract_params
+from lmjax.run_directory import RunDirectory
+from lmjax.tokenizers import HuggingFace, Tokenizer
+
+HUB = "hf:"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """experiment: the run's; of a Hugging Face directory, one that says its model and how to evaluate it. tokenizer:
+    None where the directory has none. step: of a run. held_out: the run's own held-out text."""
+
+    path: Path
+    experiment: Experiment
+    tokenizer: Tokenizer | None
+    params: dict
+    step: int | None = None
+    held_out: Path | None = None
+
+
+def load_model(path: Path | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
+    """step: of a run: a number, "best", or None for the newest good checkpoint. stacked: how the layers lie
+    (`transformer.unstacked`). Nothing outside the directory is needed. Raises UserError where it is neither kind, or
+    what is in it is not whole."""
+    place = resolve(path)
+    if (place / "experiment.json").is_file() or not (place / "config.json").is_file():
+        return load_run(place, step)
+    if step is not None:
+        raise UserError(f"--step {step}: {path_text(place)} is not a run and has no steps")
+    found = open_checkpoint(place)
+    tokenizer = of_directory(place)
+    if tokenizer is not None and tokenizer.vocab_size > found.cfg.vocab:
+        raise UserError(
+            f"{path_text(place)}: the tokenizer has {tokenizer.vocab_size} ids, more than config.json's vocab_size "
+            f"of {found.cfg.vocab}"
+        )
+    for note in found.notes:
+        print(f"{path_text(place)}: {note}")
+    experiment = Experiment(
+        name=re.sub(r"\W", "-", place.resolve().name) or "model", model=found.cfg,
+        tokenizer=HuggingFace(path=str(place)),
+        batch_size=8 if found.cfg.context <= 1024 else 1,
+    )  # fmt: skip
+    return Loaded(place, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh))
+
+
+def resolve(path: Path | str) -> Path:
+    """The directory that a path names; "hf:NAME" is fetched from the Hugging Face hub. Raises UserError where there is
+    no such directory: a bare name is never looked for elsewhere."""
+    text = str(path)
+    if text.startswith(HUB):
+        return _fetched(text.removeprefix(HUB))
+    if not Path(path).is_dir():
+        raise UserError(f"{path_text(text)}: no such directory (a model of the Hugging Face hub is named {HUB}NAME)")
+    return Path(path)
+
+
+def _fetched(name: str) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"{HUB}{name}: needs huggingface_hub: python -m pip install -e '.[hub]'") from None
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # of the network, the name, the rights: the library has a class for each
+        raise UserError(f"{HUB}{name}: {' '.join(str(error).split())[:300]}") from None
+
+
+def load_run(path: Path, step: int | str | None = None) -> Loaded:
+    """The parameters of a run's checkpoint, layers stacked, as `load_model`."""
+    if not path.is_dir():
+        raise UserError(f"{path_text(path)}: no such directory")
+    run = RunDirectory(path)
+    experiment = _runnable(run.experiment())
+    manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract_params(experiment.model)
+    )
+    params, _ = checkpoint.restore(run.checkpoints, manifest, abstract)
+    return Loaded(path, experiment, run.tokenizer(), params, manifest.step, run.held_out)
+
+
+def _runnable(experiment: Experiment) -> Experiment:
+    """The experiment, with another attention kernel where the run asked by name for one that this machine has not."""
+    cfg = experiment.model
+    need = replace(attention.need_of(cfg, apart=experiment.data.apart), dropout=False)
+    if isinstance(cfg.kernel, attention.Auto) or not (reason := attention.obstacle(cfg.kernel, need)):
+        return experiment
+    print(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")
+    return replace(experiment, model=replace(cfg, kernel=attention.Auto()))
+
+
+def read_texts(file: Path) -> list[str]:
+    """The documents of a file: each line's `text` in a .jsonl (or .jsonl.gz) file, else the whole as one."""
+    if not file.is_file():
+        raise UserError(f"--text {path_text(file)}: no such file")
+    content = decode(read_bytes(file), file, "strict")
+    if ".jsonl" not in file.suffixes:
+        return [content]
+    return [text for _, text in json_lines(content, "text", file)]
