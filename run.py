@@ -50,6 +50,7 @@ def parser_for(verb: str) -> Parser:
         add("--tolerance", type=float, default=1e-4, metavar="X", help="of the largest value at a site (default: 1e-4)")
     if verb == "generate":
         add("--prompt", action="append", metavar="TEXT", help="may be given several times")
+        add("--chat", action="store_true", help="each prompt is a message, in the model's own chat template")
         add("--max_new_tokens", type=int, default=100, metavar="N")
         add("--temperature", type=float, default=0.0, metavar="T", help="0, the default: the most probable token")
         add("--top_k", type=int, default=None, metavar="K")

@@ -132,7 +132,7 @@ def evaluate(options, _) -> int:
 
 def generate(options, _) -> int:
     from lmjax.generate.sampling import choice
-    from lmjax.generate.text import continue_texts
+    from lmjax.generate.text import answers, continue_texts
     from lmjax.loaded import load_model
     from lmjax.models.transformer import unstacked
 
@@ -141,7 +141,8 @@ def generate(options, _) -> int:
         raise UserError(f"--seed {options.seed}: expected a number from 0 to 2**31 - 1")
     loaded = load_model(options.model, _step(options.step), stacked=False)
     params = loaded.params if isinstance(loaded.params["blocks"], tuple) else unstacked(loaded.params)
-    texts = continue_texts(
+    write = answers if options.chat else continue_texts
+    texts = write(
         loaded.experiment, params, needed_tokenizer(loaded), options.prompt or [""],
         max_new_tokens=options.max_new_tokens, how=how, seed=options.seed,
     )  # fmt: skip

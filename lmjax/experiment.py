@@ -50,7 +50,8 @@ class Sampling:
 class Experiment:
     """name: of the run directory. batch_size: windows a step, over all devices. microbatches: parts that a batch is
     taken in, one after another, to save memory. evaluate_every, checkpoint_every, sample_every: in steps; each also
-    happens at the last step. keep_checkpoints: how many of the newest stay, beside the best."""
+    happens at the last step. keep_checkpoints: how many of the newest stay, beside the best. init_from: a run or a
+    Hugging Face directory whose parameters training starts with; its model must be this one."""
 
     name: str
     model: ModelConfig
@@ -68,6 +69,7 @@ class Experiment:
     checkpoint_every: int = 250
     sample_every: int = 1000
     keep_checkpoints: int = 2
+    init_from: str | None = None
     sampling: Sampling = Sampling()
 
     def __post_init__(self):

@@ -7,12 +7,26 @@ from lmjax.experiment import Experiment
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import Choice, choice
 from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.chat import chat_ids
 
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer) -> np.ndarray:
     """A prompt as the beginning of a document: BOS first where the policy has it."""
     ids = tokenizer.encode(prompt)
     return ids if tokenizer.policy.bos is None else np.concatenate([[tokenizer.policy.bos], ids]).astype(ids.dtype)
+
+
+def answers(
+    experiment: Experiment, params, tokenizer: Tokenizer, prompts: list[str], *, max_new_tokens: int, how: Choice,
+    seed: int = 0,
+) -> list[str]:  # fmt: skip
+    """What the model answers to each prompt as a user's message. Raises UserError as `chat_ids` and `generate`."""
+    ids = [chat_ids(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    stops, known = tokenizer.policy.stops, tokenizer.vocab_size
+    news = generate(
+        experiment.model, params, ids, max_new_tokens=max_new_tokens, how=how, seed=seed, stops=stops, known=known
+    )
+    return [tokenizer.decode(new) for new in news]
 
 
 def continue_texts(

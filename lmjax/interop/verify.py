@@ -1,5 +1,6 @@
 """Two models, site by site: the first place where they part. Sites have TransformerLens's names (models/tap.py)."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -38,19 +39,25 @@ class Report:
 
 def activations(cfg: ModelConfig, params: dict, tokens_BT: np.ndarray) -> dict[str, np.ndarray]:
     """What stands at every site, and "logits", in float32; heads side by side: (B, T, ...)."""
+    run, names = _capture(cfg, tokens_BT.shape, isinstance(params["blocks"], tuple))
+    values = run(params, tokens_BT)
+    return dict(zip(names, map(np.asarray, values), strict=True))
 
+
+@functools.cache
+def _capture(cfg: ModelConfig, shape: tuple[int, int], apart: bool):
+    """(the compiled function, the names of what it returns, in the order of computation). JAX sorts a dict that it
+    returns; so the names are noted while it is traced."""
     names = []
 
     def run(params, tokens_BT):
-        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
         hidden_BTD, sites = transformer.captured(cfg, params, tokens_BT, positions_BT)
         sites["logits"] = transformer.logits(transformer.unembedding(cfg, params), hidden_BTD, cfg.logit_cap)
-        # JAX sorts a dict that it returns; the order of computation is what is wanted
-        names.extend(sites)
-        return [x.reshape(*tokens_BT.shape, -1).astype(jnp.float32) for x in sites.values()]
+        names[:] = sites
+        return [x.reshape(*shape, -1).astype(jnp.float32) for x in sites.values()]
 
-    values = jax.jit(run)(params, tokens_BT)
-    return dict(zip(names, map(np.asarray, values), strict=True))
+    return jax.jit(run), names
 
 
 def compare(one: dict[str, np.ndarray], other: dict[str, np.ndarray], tolerance: float) -> Report:

@@ -22,6 +22,7 @@ from lmjax.sharding import batch_sharding, place_batch
 from lmjax.train import state as train_state
 from lmjax.train.prepare import Prepared, held_out_lines, in_force, prepare
 from lmjax.train.report import Report, Screen
+from lmjax.train.start import params_of
 from lmjax.train.state import TrainState
 from lmjax.train.step import update
 
@@ -133,7 +134,10 @@ def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen, *, 
     where = train_state.shardings(experiment.model, optimizer, prepared.mesh)
     make = partial(train_state.fresh, experiment.model, optimizer, experiment.seed)
     manifest = run.resumable(lambda text: screen.say(f"WARNING: {text}"))
-    if manifest is None:
+    if manifest is None and experiment.init_from is not None:
+        params = params_of(experiment, prepared.mesh, where.params)
+        state = jax.jit(partial(train_state.begun, optimizer), out_shardings=where, donate_argnums=0)(params)
+    elif manifest is None:
         state = jax.jit(make, out_shardings=where)()
     else:
         abstract = jax.tree.map(

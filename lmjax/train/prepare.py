@@ -19,6 +19,7 @@ from lmjax.models import attention
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import build_mesh
 from lmjax.tokenizers import Tokenizer
+from lmjax.train.start import fitting
 from lmjax.train.state import param_shardings
 
 
@@ -77,8 +78,11 @@ def prepare(experiment: Experiment, run: RunDirectory | None) -> Prepared:
         run.check_place()
         if run.exists:
             run.lock()
-    begun = run is not None and run.exists and (run.path / "tokenizer").is_dir()
+    begun = run is not None and run.exists
     tokenizer = run.tokenizer() if begun else build_tokenizer(experiment, [source for source, _ in sources])
+    if experiment.init_from is not None:
+        # a run that has begun needs what it started from no more
+        experiment = experiment.with_vocab(run.experiment().model.vocab) if begun else fitting(experiment, tokenizer)
     experiment = experiment.with_vocab(tokenizer.vocab_size)
     stores = [open_store(source, tokenizer) for source, _ in sources]
     streams = [(store.stream("train"), weight) for store, (_, weight) in zip(stores, sources, strict=True)]
@@ -114,7 +118,7 @@ def build_tokenizer(experiment: Experiment, sources: list) -> Tokenizer:
     def texts():
         return (document.text for source in sources for split, document in source.split() if split in splits)
 
-    digest = hashlib.sha256(repr(config).encode())
+    digest = hashlib.sha256(f"{tokenizers.FORMAT} {config!r}".encode())
     empty = True
     for text in texts():
         digest.update(text.encode())

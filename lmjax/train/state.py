@@ -26,7 +26,11 @@ class TrainState:
 
 def fresh(cfg: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first step, a pure function of its arguments."""
-    params = init_params(cfg, jax.random.key(seed))
+    return begun(optimizer, init_params(cfg, jax.random.key(seed)))
+
+
+def begun(optimizer: optax.GradientTransformation, params: dict) -> TrainState:
+    """The state before the first step, with these parameters."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 

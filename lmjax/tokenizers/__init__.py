@@ -14,8 +14,14 @@ from typing import ClassVar
 import numpy as np
 
 from lmjax.errors import UserError
+from lmjax.tokenizers.byte_level import byte_level_bpe
+from lmjax.tokenizers.chat import Chat, chat_of
+from lmjax.tokenizers.passages import passages
 
 POLICY_FILE = "policy.json"
+# of what `save` writes: caches of another are not looked at
+FORMAT = 2
+CHAT_FILE = "chat.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +167,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     kind = "HuggingFace"
 
-    def __init__(self, serialised: str, policy: Policy):
+    def __init__(self, serialised: str, policy: Policy, chat: Chat | None = None):
         import tokenizers
 
+        self.chat = chat
         self._tokenizer = tokenizers.Tokenizer.from_str(serialised)
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
@@ -188,6 +195,16 @@ class HuggingFaceTokenizer(Tokenizer):
         whole, bare = (self._tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
         at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
         return whole[:at], whole[at + len(bare) :]
+
+    def save(self, directory):
+        super().save(directory)
+        if self.chat is not None:
+            (directory / CHAT_FILE).write_text(json.dumps(vars(self.chat), indent=2) + "\n", encoding="utf-8")
+
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that are never text, and their ids."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if token.special}
 
     def id_of(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
@@ -261,7 +278,7 @@ class SentencePiece:
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_passages(texts, self.sample_bytes),
+                sentence_iterator=passages(texts, self.sample_bytes),
                 model_writer=model,
                 model_type=self.algorithm,
                 vocab_size=self.vocab_size,
@@ -311,7 +328,7 @@ class HuggingFace:
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"tokenizer: {single}: not a tokenizer file: {error}") from None
         ids = {name: self._control(bare, name) for name in ("bos", "eos")}
-        return HuggingFaceTokenizer(serialised, Policy(**ids))
+        return HuggingFaceTokenizer(serialised, Policy(**ids), chat_of(path) if path.is_dir() else None)
 
     def _control(self, tokenizer: HuggingFaceTokenizer, name: str) -> int | None:
         token = getattr(self, name)
@@ -360,7 +377,9 @@ def _loaded(directory: Path) -> Tokenizer:
         case "SentencePiece":
             return SentencePieceTokenizer(_read(directory / "tokenizer.model"), policy)
         case "HuggingFace":
-            return HuggingFaceTokenizer(_read(directory / "tokenizer.json").decode(), policy)
+            chat = directory / CHAT_FILE
+            spoken = Chat(**json.loads(_read(chat))) if chat.is_file() else None
+            return HuggingFaceTokenizer(_read(directory / "tokenizer.json").decode(), policy, spoken)
     raise UserError(f"{directory / POLICY_FILE}: unknown kind of tokenizer {stored['kind']!r}")
 
 
@@ -369,32 +388,3 @@ def _read(path: Path | str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"tokenizer: {path}: {error.strerror}") from None
-
-
-def _passages(texts: Iterable[str], limit: int):
-    """Passages of about 4,000 characters, until `limit` bytes are given; NUL is left out, which the trainer refuses."""
-    given = 0
-    for text in texts:
-        for start in range(0, len(text), 4000):
-            passage = text[start : start + 4000].replace("\0", "")
-            given += len(passage.encode("utf-8", errors="replace"))
-            if given > limit:
-                return
-            if passage:
-                yield passage
-
-
-def byte_level_bpe(path: Path) -> str:
-    """GPT-2's tokenizer from its two files, as tokenizer.json."""
-    import tokenizers
-
-    try:
-        model = tokenizers.models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"tokenizer: {path}: vocab.json and merges.txt cannot be read: {error}") from None
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    if tokenizer.token_to_id("<|endoftext|>") is not None:
-        tokenizer.add_special_tokens([tokenizers.AddedToken("<|endoftext|>", special=True, normalized=False)])
-    return tokenizer.to_str()

@@ -1,0 +1,57 @@
+"""Training that starts from a trained model: `init_from`, a run or a Hugging Face directory."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from lmjax import configs
+from lmjax.errors import UserError, path_text
+from lmjax.experiment import Experiment
+from lmjax.interop.family import normal
+from lmjax.interop.read import open_checkpoint
+from lmjax.interop.tokenizer_files import of_directory
+from lmjax.loaded import load_model, resolve
+from lmjax.models.config import ModelConfig
+from lmjax.models.positions import Learned
+from lmjax.run_directory import RunDirectory
+from lmjax.tokenizers import Tokenizer
+
+
+def fitting(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
+    """The experiment with the vocabulary of what it starts from. Raises UserError where its model computes something
+    else, or its tokenizer gives other ids."""
+    place = resolve(experiment.init_from)
+    cfg, theirs = _model_and_tokenizer(place)
+    # rotary and sinusoidal positions have no parameters, so their context is free
+    context = cfg.context if isinstance(cfg.positions, Learned) else experiment.model.context
+    ours = replace(experiment.model, vocab=experiment.model.vocab or cfg.vocab)
+    changes = configs.differences(
+        configs.to_tree(normal(replace(cfg, context=context))), configs.to_tree(normal(ours)), "model"
+    )
+    if changes:
+        raise UserError(f"init_from {path_text(place)} is another model: {'; '.join(changes)}")
+    if theirs is not None and _ids(theirs) != _ids(tokenizer):
+        raise UserError(
+            f"init_from {path_text(place)} has another tokenizer; --tokenizer=HuggingFace --tokenizer.path=PATH (or "
+            "SentencePiece, with the path of the .model file) takes it"
+        )
+    return experiment.with_vocab(max(tokenizer.vocab_size, cfg.vocab))
+
+
+def params_of(experiment: Experiment, mesh: jax.sharding.Mesh, where) -> dict:
+    """The parameters that training starts from, laid out as `where` says."""
+    loaded = load_model(experiment.init_from, mesh=mesh)
+    return jax.tree.map(jax.device_put, loaded.params, where)
+
+
+def _model_and_tokenizer(place: Path) -> tuple[ModelConfig, Tokenizer | None]:
+    if (place / "experiment.json").is_file():
+        run = RunDirectory(place)
+        return run.experiment().model, run.tokenizer()
+    return open_checkpoint(place).cfg, of_directory(place)
+
+
+def _ids(tokenizer: Tokenizer) -> list:
+    """What decides the ids of a text, control tokens around it apart."""
+    return [tokenizer.kind, *tokenizer.files.items()]
