@@ -15,8 +15,11 @@ from lmjax.tokenizers import (
     SentencePieceTokenizer,
     Tokenizer,
 )
+from lmjax.tokenizers.byte_level import byte_letters
 
 SPACE = "\u2581"
+# our own field of tokenizer_config.json: EOS ends a document. Theirs can say that only by ending prompts too
+DOCUMENT_EOS = "document_eos"
 
 
 def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
@@ -37,15 +40,19 @@ def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         "bos_token": policy.bos,
         "eos_token": policy.eos if policy.eos is not None else next(iter(policy.stops), None),
     }
-    names = {key: built.id_to_token(index) for key, index in controls.items() if index is not None}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+        "model_max_length": 10**9,
+    }  # fmt: skip
+    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.chat is not None:
+        settings |= {**tokenizer.chat.names, "chat_template": tokenizer.chat.template}
+    settings |= {key: built.id_to_token(index) for key, index in controls.items() if index is not None}
     if not isinstance(tokenizer, HuggingFaceTokenizer) or (policy.bos, policy.eos) != tuple(
         next(iter(side), None) for side in tokenizer.around()
     ):
-        built.post_processor = _around(built, policy.bos, policy.eos)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-        "model_max_length": 10**9, **names,
-    }  # fmt: skip
+        # a text begins as a prompt does and is left open: transformers would put EOS after every prompt
+        built.post_processor = _beginning(built, policy.bos)
+        settings[DOCUMENT_EOS] = policy.eos is not None
     files = {
         "tokenizer.json": built.to_str(pretty=True),
         "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
@@ -59,16 +66,13 @@ def _parsed(serialised: str):
     return tokenizers.Tokenizer.from_str(serialised)
 
 
-def _around(built, bos: int | None, eos: int | None):
+def _beginning(built, bos: int | None):
     from tokenizers.processors import TemplateProcessing
 
-    pieces, controls = ["$A"], []
-    for index, at in ((bos, 0), (eos, len(pieces) + 1)):
-        if index is not None:
-            token = built.id_to_token(index)
-            pieces.insert(at, token)
-            controls.append((token, index))
-    return TemplateProcessing(single=" ".join(pieces), special_tokens=list(dict(controls).items()))
+    if bos is None:
+        return TemplateProcessing(single="$A", special_tokens=[])
+    token = built.id_to_token(bos)
+    return TemplateProcessing(single=f"{token} $A", special_tokens=[(token, bos)])
 
 
 def _with_controls(built, names: list[str]):
@@ -83,20 +87,12 @@ def _bytes():
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    letters = _byte_letters()
+    letters = byte_letters()
     vocab = {letters[byte]: byte for byte in range(256)} | {"<s>": 256, "</s>": 257}
     built = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     built.decoder = decoders.ByteLevel()
     return _with_controls(built, ["<s>", "</s>"])
-
-
-def _byte_letters() -> list[str]:
-    """The letter that stands for each byte in byte-level files: the byte's own where that is printable, else one from
-    256 up (GPT-2's encoder.py, bytes_to_unicode)."""
-    own = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in own else chr(next(others)) for byte in range(256)]
 
 
 def _characters(characters: str):
@@ -123,7 +119,7 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer):
     vocab = {piece: i for i, (piece, _) in enumerate(pieces)}
     unknown = pieces[trainer.unk_id][0]
     if trainer.model_type == trainer.UNIGRAM:
-        model = models.Unigram(pieces, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
+        model = models.Unigram(_unlikely_names(proto), unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
     else:
         normal = {piece.piece for piece in proto.pieces if piece.type == piece.NORMAL}
         model = models.BPE(
@@ -139,6 +135,14 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer):
     return _with_controls(
         built, [piece.piece for piece in proto.pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)]
     )
+
+
+def _unlikely_names(proto) -> list[tuple[str, float]]:
+    """(piece, score) of each. SentencePiece never reads the name of a control token or a byte out of a text; the
+    tokenizers library has no such kinds, but takes the characters that spell it where these are the more probable."""
+    text = (proto.SentencePiece.NORMAL, proto.SentencePiece.USER_DEFINED)
+    least = min(piece.score for piece in proto.pieces if piece.type == piece.NORMAL)
+    return [(piece.piece, piece.score if piece.type in text else least - 1000) for piece in proto.pieces]
 
 
 def _merges(pieces: list[tuple[str, float]], vocab: dict[str, int], normal: set[str]) -> list[tuple[str, str]]:

@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 
 from lmjax.errors import UserError, path_text
+from lmjax.interop.tokenizer_export import DOCUMENT_EOS
 from lmjax.tokenizers import (
     HuggingFaceTokenizer,
     Policy,
     SentencePieceTokenizer,
     Tokenizer,
-    byte_level_bpe,
     sentencepiece_tokenizer,
 )
+from lmjax.tokenizers.byte_level import byte_level_bpe
+from lmjax.tokenizers.chat import chat_of
 
 SIZE_LIMIT = 200_000_000
 
@@ -59,8 +61,9 @@ def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ..
     index = bare.id_of(end) if isinstance(end, str) else None
     if not stops and index is not None:
         stops = (index,)
-    bos, eos = next(iter(before), None), next(iter(after), None)
-    return HuggingFaceTokenizer(serialised, Policy(bos=bos, eos=eos, other_stops=stops))
+    bos = next(iter(before), None)
+    eos = index if settings.get(DOCUMENT_EOS) is True else next(iter(after), None)
+    return HuggingFaceTokenizer(serialised, Policy(bos=bos, eos=eos, other_stops=stops), chat_of(file.parent))
 
 
 def _stops(directory: Path) -> tuple[int, ...]:

@@ -1,0 +1,143 @@
+"""Tokenizers of checkpoint directories: ours written as Hugging Face files give the same ids, and bad files are named."""
+
+import json
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import sentencepiece
+import tokenizers as hf
+
+from lmjax.data.sources import PythonLibrary
+from lmjax.errors import UserError
+from lmjax.generate.text import prompt_ids
+from lmjax.interop.tokenizer_export import hugging_face_files
+from lmjax.interop.tokenizer_files import of_directory
+from lmjax.interop.write import export
+from lmjax.loaded import load_model
+from lmjax.tokenizers import Bytes, Characters, HuggingFace, SentencePiece
+from tests import tiny
+from tests.interop.directories import LLAMA, gpt2_tokenizer_files, params_of
+
+HARD = ["", "a", "  two  spaces ", "\ttab\r\nlone\rreturn\n\n", "é 漢字 😀", "def f(x):\n        return x"]
+SPELT = "<s> </s><unk><0x41><|endoftext|>"
+KINDS = {
+    "bytes": lambda texts: Bytes(bos=True, eos=True).build(list),
+    "characters": lambda texts: Characters().build(lambda: [*texts, *HARD, SPELT, tiny.text(2000)]),
+    "bpe": lambda texts: SentencePiece(vocab_size=600).build(lambda: texts),
+    "bpe without controls": lambda texts: SentencePiece(vocab_size=600, bos=False, eos=False).build(lambda: texts),
+    "unigram": lambda texts: SentencePiece(vocab_size=600, algorithm="unigram").build(lambda: texts),
+}
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return [document.text for document in islice(PythonLibrary().documents(), 12)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_written_as_tokenizer_json_and_read_back(name, texts, tmp_path):
+    """The library gives the ids of a prompt; what is read back is what was written, ends of documents included.
+    Source text has long runs of spaces, which a unigram model cuts in several ways of equal probability."""
+    ours = KINDS[name](texts)
+    for file, content in hugging_face_files(ours).items():
+        (tmp_path / file).write_bytes(content)
+    theirs, again = hf.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), of_directory(tmp_path)
+    assert (again.vocab_size, again.policy.bos, again.policy.eos) == (ours.vocab_size, ours.policy.bos, ours.policy.eos)
+    for text in [tiny.text(2000), *HARD] if name == "unigram" else [tiny.text(2000), *texts, *HARD]:
+        assert theirs.encode(text).ids == prompt_ids(text, ours).tolist()
+        assert again.encode_document(text).tolist() == ours.encode_document(text).tolist()
+        assert again.decode(ours.encode_document(text)) == text
+    assert again.encode(SPELT).tolist() == ours.encode(SPELT).tolist()
+
+
+def test_a_chat_template_goes_out_and_in(tmp_path):
+    gpt2_tokenizer_files(tmp_path)
+    settings = {"eos_token": "<|endoftext|>", "chat_template": "{{ messages[0].content }}{{ eos_token }}"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    before, out = of_directory(tmp_path), tmp_path / "out"
+    export(replace(LLAMA, vocab=300), params_of(replace(LLAMA, vocab=300)), before, out)
+    after = of_directory(out)
+    assert after.chat == before.chat and after.chat.names == {"eos_token": "<|endoftext|>"}
+    assert after.policy == before.policy and after.encode("hello dog").tolist() == before.encode("hello dog").tolist()
+
+
+def test_what_tokenizer_json_cannot_say_is_refused(texts):
+    import io
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(tiny.text(20_000).splitlines()),
+        model_writer=model,
+        vocab_size=60,
+        minloglevel=2,
+        hard_vocab_limit=False,
+    )
+    from lmjax.tokenizers import sentencepiece_tokenizer
+
+    ours = sentencepiece_tokenizer(model.getvalue(), bos=True, eos=False, where="here")
+    with pytest.raises(UserError, match="rewrites its text first"):
+        hugging_face_files(ours)
+
+
+def test_the_three_forms_in_which_byte_level_bpe_is_shipped(tmp_path):
+    gpt2_tokenizer_files(tmp_path)
+    pair = of_directory(tmp_path)
+    assert (
+        pair.policy.stops == ()
+        and pair.encode("hello dog").tolist()
+        == HuggingFace(path=str(tmp_path)).build(list).encode("hello dog").tolist()
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
+    assert of_directory(tmp_path).policy.stops == (263,)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 263]}))
+    assert of_directory(tmp_path).policy.stops == (3, 263)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
+    with pytest.raises(UserError, match=r"merges.txt of a RobertaTokenizer; .* expected a tokenizer.json"):
+        of_directory(tmp_path)
+
+
+def test_a_sentencepiece_model_alone(tmp_path):
+    ours = SentencePiece(vocab_size=320).build(lambda: [tiny.text(20_000)])
+    (tmp_path / "tokenizer.model").write_bytes(ours.model)
+    found = of_directory(tmp_path)
+    assert (found.policy.bos, found.policy.eos, found.policy.stops) == (ours.policy.bos, None, (ours.policy.eos,))
+    settings = {"add_bos_token": False, "add_eos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = of_directory(tmp_path)
+    assert (found.policy.bos, found.policy.eos) == (None, ours.policy.eos)
+
+
+def test_no_tokenizer_files_are_no_tokenizer(tmp_path):
+    assert of_directory(tmp_path) is None
+
+
+DEEP = "[" * 100_000
+BAD = {
+    "no JSON": ("tokenizer.json", "{", "not a tokenizer file"),
+    "no model": ("tokenizer.json", "{}", "not a tokenizer file"),
+    "another kind of JSON": ("tokenizer.json", "[]", "not a tokenizer file"),
+    "very deep": ("tokenizer.json", DEEP, "not a tokenizer file"),
+    "a huge id": ("tokenizer.json", json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 10**30}, "merges": []}}), "not a tokenizer file"),
+    "a merge of nothing": ("tokenizer.json", json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "q"]]}}), "not a tokenizer file"),
+    "settings of a list": ("tokenizer_config.json", "[1]", "expected an object of JSON"),
+    "settings very deep": ("tokenizer_config.json", DEEP, "not JSON"),
+    "not UTF-8": ("tokenizer.json", b"\xff\xfe", "not UTF-8 at byte 0"),
+    "no SentencePiece": ("tokenizer.model", b"\0\1", "not a SentencePiece model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_one_line(name, tmp_path):
+    file, content, message = BAD[name]
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as caught:
+        of_directory(tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 and file in str(caught.value)
+
+
+def test_more_ids_than_the_vocabulary(tmp_path):
+    export(LLAMA, params_of(LLAMA), None, tmp_path / "out")
+    gpt2_tokenizer_files(tmp_path / "out")
+    with pytest.raises(UserError, match="the tokenizer has 264 ids, more than config.json's vocab_size of 97"):
+        load_model(tmp_path / "out")
