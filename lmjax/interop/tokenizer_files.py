@@ -56,14 +56,25 @@ def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ..
         raise UserError(
             f"{path_text(file)}: puts {len(before)} and {len(after)} tokens around a text; expected one each"
         )
-    end = settings.get("eos_token")
-    end = end.get("content") if isinstance(end, dict) else end
-    index = bare.id_of(end) if isinstance(end, str) else None
-    if not stops and index is not None:
-        stops = (index,)
-    bos = next(iter(before), None)
-    eos = index if settings.get(DOCUMENT_EOS) is True else next(iter(after), None)
-    return HuggingFaceTokenizer(serialised, Policy(bos=bos, eos=eos, other_stops=stops), chat_of(file.parent))
+    named = {name: _named(bare, settings, name) for name in ("bos", "eos")}
+    if not stops and named["eos"] is not None:
+        stops = (named["eos"],)
+    policy = {"bos": next(iter(before), None), "eos": next(iter(after), None)}
+    for name in policy:
+        # what the settings say counts more than what tokenizer.json puts there, as in transformers 5
+        asked = settings.get(f"add_{name}_token")
+        if isinstance(asked, bool):
+            policy[name] = named[name] if asked else None
+    if settings.get(DOCUMENT_EOS) is True:
+        policy["eos"] = named["eos"]
+    return HuggingFaceTokenizer(serialised, Policy(**policy, other_stops=stops), chat_of(file.parent))
+
+
+def _named(tokenizer: HuggingFaceTokenizer, settings: dict, name: str) -> int | None:
+    """The id of bos_token or eos_token."""
+    token = settings.get(f"{name}_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return tokenizer.id_of(token) if isinstance(token, str) else None
 
 
 def _stops(directory: Path) -> tuple[int, ...]:
