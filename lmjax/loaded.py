@@ -79,7 +79,7 @@ def _fetched(name: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # of the network, the name, the rights: the library has a class for each
-        raise UserError(f"{HUB}{name}: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{HUB}{name}: not fetched: {' '.join(str(error).split())[:300]}") from None
 
 
 def load_run(path: Path, step: int | str | None = None) -> Loaded:
