@@ -48,7 +48,7 @@ MODELS = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.6},
         },
         {
-            "layer_norm_eps": 1e-5, "hidden_act": "relu", "use_parallel_residual": False,
+            "layer_norm_eps": 1e-5, "hidden_act": "relu", "use_parallel_residual": False, "num_attention_heads": 2,
             "rope_parameters.rope_theta": 10_000.0, "rope_parameters.partial_rotary_factor": 0.25,
         },
     ),
@@ -76,13 +76,23 @@ MODELS = {
             **LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "num_key_value_heads": 1,
             "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 400.0},
         },
-        {"rope_parameters.factor": 1.0, "rope_parameters.rope_theta": 10_000.0},
+        {"rope_parameters.factor": 1.0, "rope_parameters.rope_theta": 10_000.0, "rms_norm_eps": 1e-6},
     ),
-    "mistral": ("Mistral", {**LLAMA, "sliding_window": 50}, {"sliding_window": None, "rms_norm_eps": 1e-6}),
+    "mistral": (
+        "Mistral",
+        {**LLAMA, "sliding_window": 50, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
+        {"sliding_window": None, "rms_norm_eps": 1e-6, "hidden_act": "gelu", "rope_parameters.rope_theta": 10_000.0},
+    ),
     "mixtral": (
         "Mixtral",
-        {**LLAMA, "num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 70},
-        {"num_experts_per_tok": 2, "sliding_window": None},
+        {
+            **LLAMA, "num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 70,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 300.0},
+        },
+        {
+            "num_experts_per_tok": 2, "sliding_window": None, "rms_norm_eps": 1e-5, "hidden_act": "gelu",
+            "rope_parameters.rope_theta": 1e6,
+        },
     ),
     "qwen2": (
         "Qwen2",
@@ -92,6 +102,7 @@ MODELS = {
         },
         {
             "use_sliding_window": False, "sliding_window": 90, "layer_types": ["sliding_attention"] * 3,
+            "max_window_layers": 2, "rms_norm_eps": 1e-6, "hidden_act": "gelu", "rope_parameters.rope_theta": 10_000.0,
             "rope_parameters.factor": 1.0, "rope_parameters.beta_fast": 32.0, "rope_parameters.beta_slow": 1.0,
             "rope_parameters.original_max_position_embeddings": 600, "rope_parameters.attention_factor": 1.0,
         },
@@ -99,16 +110,16 @@ MODELS = {
     "qwen3": (
         "Qwen3",
         {**LLAMA, "attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 900.0}},
-        {"rope_parameters.rope_theta": 10_000.0, "rms_norm_eps": 1e-6},
+        {"rope_parameters.rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "hidden_act": "gelu"},
     ),
     "gemma2": (
         "Gemma2",
         {
             **LLAMA, "query_pre_attn_scalar": 5, "sliding_window": 30, "attn_logit_softcapping": 7.0,
-            "final_logit_softcapping": 14.0,
+            "final_logit_softcapping": 14.0, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0},
         },
         {
-            "query_pre_attn_scalar": 12, "sliding_window": 4096, "attn_logit_softcapping": None,
+            "rope_parameters.rope_theta": 10_000.0, "query_pre_attn_scalar": 12, "sliding_window": 4096, "attn_logit_softcapping": None,
             "final_logit_softcapping": None, "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             "hidden_activation": "silu", "rms_norm_eps": 1e-6,
         },
@@ -125,6 +136,7 @@ MODELS = {
         },
         {
             "query_pre_attn_scalar": 12, "sliding_window": 4096, "final_logit_softcapping": None,
+            "hidden_activation": "silu", "rms_norm_eps": 1e-6,
             "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             "rope_parameters.sliding_attention.rope_theta": 10_000.0,
             "rope_parameters.full_attention.rope_theta": 1e6, "rope_parameters.full_attention.factor": 1.0,

@@ -171,3 +171,14 @@ def test_the_example_of_the_readme(tmp_path):
     score = ours.score(text)
     assert score.log_probability == pytest.approx(-expected.loss.item() * (len(score.tokens) - 1), rel=1e-5)
     assert replace(ours.cfg, dtype="float32") == ours.cfg
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_golden_files_are_current(name, tmp_path):
+    from tests.interop import golden
+    from tests.parity.write_golden import golden_of
+
+    kept, now = json.loads((golden.FOLDER / f"{name}.json").read_text()), golden_of(name, tmp_path)
+    for part in ("config", "tensors"):
+        assert {**kept[part], "transformers_version": ""} == {**now[part], "transformers_version": ""}
+    np.testing.assert_allclose(kept["logits"], now["logits"], atol=2e-5 * np.abs(now["logits"]).max())
