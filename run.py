@@ -37,6 +37,9 @@ def parser_for(verb: str) -> Parser:
     if verb in FROM_MODEL:
         add("--model", required=True, metavar="PATH", help="a run or a Hugging Face directory, or hf:NAME")
         add("--step", default=None, metavar="N|best", help="which checkpoint (default: the newest good one)")
+    if verb in ("evaluate", "generate"):
+        kinds = ("float32", "bfloat16", "int8")
+        add("--weights", default="float32", choices=kinds, help="fewer bytes to read a token (default: float32)")
     if verb == "evaluate":
         add("--text", metavar="FILE", help="plain text, or JSON lines with a `text` (default: a run's held-out text)")
         add("--json", metavar="FILE", help="write the figures here too")

@@ -116,17 +116,21 @@ def evaluate(options, _) -> int:
     devices = devices if experiment.microbatch_size % len(devices) == 0 else devices[:1]
     mesh = build_mesh(Mesh(), devices)
     stream = stream_of(texts, tokenizer)
-    params = jax.device_put(loaded.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    params = with_weights(loaded, options.weights)
+    params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     with jax.set_mesh(mesh):
         result = held_out(experiment, compile_loss(experiment), params, stream, mesh)
     after = "" if loaded.step is None else f" after step {loaded.step}"
     print(f"{options.model}{after}: {result.tokens:,} tokens, {result.text_bytes:,} bytes")
-    print(f"protocol: {result.protocol}")
+    print(f"protocol: {result.protocol}" + ("" if options.weights == "float32" else f", weights {options.weights}"))
     print("  ".join(f"{name} {value:.6f}" for name, value in result.metrics().items()))
     if options.json:
         from lmjax.checkpoint import write_whole
 
-        write_whole(Path(options.json), json.dumps({"step": loaded.step} | result.as_dict(), indent=2) + "\n")
+        write_whole(
+            Path(options.json),
+            json.dumps({"step": loaded.step, "weights": options.weights} | result.as_dict(), indent=2) + "\n",
+        )
     return 0
 
 
@@ -134,13 +138,13 @@ def generate(options, _) -> int:
     from lmjax.generate.sampling import choice
     from lmjax.generate.text import answers, continue_texts
     from lmjax.loaded import load_model
-    from lmjax.models.transformer import unstacked
+    from lmjax.models.transformer import apart
 
     how = choice(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
     if not 0 <= options.seed < 2**31:
         raise UserError(f"--seed {options.seed}: expected a number from 0 to 2**31 - 1")
     loaded = load_model(options.model, _step(options.step), stacked=False)
-    params = loaded.params if isinstance(loaded.params["blocks"], tuple) else unstacked(loaded.params)
+    params = apart(with_weights(loaded, options.weights))
     write = answers if options.chat else continue_texts
     texts = write(
         loaded.experiment, params, needed_tokenizer(loaded), options.prompt or [""],
@@ -176,6 +180,16 @@ def needed_tokenizer(loaded):
     if loaded.tokenizer is None:
         raise UserError(f"{path_text(loaded.path)}: no tokenizer.json, vocab.json + merges.txt or tokenizer.model")
     return loaded.tokenizer
+
+
+def with_weights(loaded, weights: str):
+    """The parameters with their matrices in that precision."""
+    from lmjax.models.packed_params import pack_params
+    from lmjax.models.transformer import apart
+
+    return (
+        loaded.params if weights == "float32" else pack_params(loaded.experiment.model, apart(loaded.params), weights)
+    )
 
 
 def with_context(experiment, context: int | None):

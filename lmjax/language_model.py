@@ -16,6 +16,9 @@ from lmjax.generate.text import prompt_ids
 from lmjax.loaded import load_model
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
+from lmjax.models.packed import Weights
+from lmjax.models.packed_params import pack_params
+from lmjax.models.transformer import apart
 from lmjax.tasks.loss import cross_entropy
 from lmjax.tokenizers import Tokenizer
 
@@ -63,7 +66,7 @@ class LanguageModel:
 
     def __init__(self, cfg: ModelConfig, params: dict, tokenizer: Tokenizer | None, path: Path):
         self.cfg, self.tokenizer, self.path = cfg, tokenizer, path
-        self.params = params if isinstance(params["blocks"], tuple) else transformer.unstacked(params)
+        self.params = apart(params)
 
     def __call__(self, text: Text) -> Output:
         """Logits and loss of a text, a list of texts, or an integer array (B, T) of ids. Raises UserError where a text
@@ -139,10 +142,11 @@ class LanguageModel:
 
 
 def load(
-    path: Path | str, *, step: int | str | None = None, dtype: Literal["float32", "bfloat16"] = "float32"
-) -> LanguageModel:
+    path: Path | str, *, step: int | str | None = None, dtype: Literal["float32", "bfloat16"] = "float32",
+    weights: Weights = "float32",
+) -> LanguageModel:  # fmt: skip
     """The model of a run directory or a Hugging Face directory, or "hf:NAME" from the hub (extra [hub]). dtype: of the
-    computation. step: see `load_model`. Raises UserError as that."""
+    computation. weights: see models/packed.py. step: see `load_model`. Raises UserError as that."""
     loaded = load_model(path, step, stacked=False)
     cfg = replace(loaded.experiment.model, dtype=dtype, dropout=0.0)
-    return LanguageModel(cfg, loaded.params, loaded.tokenizer, loaded.path)
+    return LanguageModel(cfg, pack_params(cfg, apart(loaded.params), weights), loaded.tokenizer, loaded.path)

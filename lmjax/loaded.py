@@ -35,7 +35,7 @@ class Loaded:
 
 def load_model(path: Path | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
     """step: of a run: a number, "best", or None for the newest good checkpoint. stacked: how the layers lie
-    (`transformer.unstacked`). Nothing outside the directory is needed. Raises UserError where it is neither kind, or
+    (`transformer.apart`). Nothing outside the directory is needed. Raises UserError where it is neither kind, or
     what is in it is not whole."""
     place = resolve(path)
     if (place / "experiment.json").is_file() or not (place / "config.json").is_file():

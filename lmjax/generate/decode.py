@@ -1,6 +1,6 @@
 """Reading prompts and writing on: `prefill` and `decode`, two compiled functions around a cache.
 
-Prompts are padded on the right and read CHUNK tokens at a time, so prompts of any lengths run the same two programs. A
+Prompts are padded on the right and read a chunk at a time, so prompts of any lengths run the same two programs. A
 row's slot in the cache is its position; padding writes into slots that the row overwrites before it reads them.
 """
 
@@ -18,7 +18,8 @@ from lmjax.models import transformer
 from lmjax.models.cache import LayerCache, empty_cache, slots
 from lmjax.models.config import ModelConfig
 
-CHUNK = 64
+# what a chunk of padding costs on a CPU, which computes it, and on others, which wait for memory
+CHUNK_ON_CPU, CHUNK = 32, 256
 # texts up to this length share one program; longer ones need another for each doubling
 SLOTS = 1024
 
@@ -35,15 +36,15 @@ def prefill(cfg: ModelConfig, params, tokens_BC, start, lengths_B, cache: LayerC
     return cache, jnp.where(((at_B >= 0) & (at_B < C))[:, None], here_BD, last_BD)
 
 
-@partial(jax.jit, static_argnames="cfg")
+@partial(jax.jit, static_argnames="cfg", donate_argnames="cache")
 def decode(
     cfg: ModelConfig, params, cache: LayerCache, last_BD, lengths_B, limits_B, known, stops, how: Choice, keys_B
 ):
     """Write on until every row has reached its limit (a number of new tokens) or one of the tokens `stops`. Ids from
     `known` up, with which a vocabulary was filled up, are never chosen.
 
-    Returns (tokens_BS, counts_B): the new tokens of each row, S slots of the cache, and how many there are; a stop
-    that was written is among them, and what follows it is 0.
+    Returns (tokens_BS, counts_B, cache): the new tokens of each row, S slots of the cache, and how many there are; a
+    stop that was written is among them, and what follows it is 0. The cache is given back so that it is never copied.
     """
     matrix_VD = transformer.unembedding(cfg, params)
     B, S = last_BD.shape[0], slots(cache)
@@ -71,8 +72,8 @@ def decode(
 
     first_B = choose(last_BD, 0)
     start = record(first_B, 0, jnp.zeros((B, S), jnp.int32), jnp.zeros(B, jnp.int32), limits_B <= 0)
-    _, _, _, out_BS, counts_B, _ = jax.lax.while_loop(go_on, write, (0, cache, first_B, *start))
-    return out_BS, counts_B
+    _, cache, _, out_BS, counts_B, _ = jax.lax.while_loop(go_on, write, (0, cache, first_B, *start))
+    return out_BS, counts_B, cache
 
 
 def row_keys(prompts: list[np.ndarray], seed: int) -> jax.Array:
@@ -123,7 +124,7 @@ def generate(
     B = len(prompts)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     # where the last chunk reaches beyond the cache, that part is padding, and the cache drops it
-    chunk = min(CHUNK, cfg.context)
+    chunk = min(CHUNK_ON_CPU if jax.default_backend() == "cpu" else CHUNK, cfg.context)
     padded = np.zeros((B, -(-int(lengths.max()) // chunk) * chunk), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
@@ -138,7 +139,7 @@ def generate(
     # padded, so that other stops compile nothing
     padded_stops = np.full(max(8, len(stops)), -1, np.int32)
     padded_stops[: len(stops)] = stops
-    out_BS, counts_B = decode(
+    out_BS, counts_B, _ = decode(
         cfg,
         params,
         cache,

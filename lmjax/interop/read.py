@@ -108,7 +108,7 @@ def load_params(
     checkpoint: Checkpoint, *, stacked: bool, mesh: jax.sharding.Mesh | None = None, dtype=jnp.float32,
     vocab: int | None = None,
 ) -> dict:  # fmt: skip
-    """The parameters, with their layers stacked or apart (`transformer.unstacked`). mesh: laid out as training does;
+    """The parameters, with their layers stacked or apart (`transformer.apart`). mesh: laid out as training does;
     None: one device. vocab: with rows of zeros up to so many. Nothing is read twice."""
     cfg = replace(checkpoint.cfg, vocab=vocab or checkpoint.cfg.vocab)
     by_path: dict[str, list[Entry]] = {}

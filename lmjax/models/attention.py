@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from lmjax.errors import UserError
@@ -184,16 +185,34 @@ def masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, cap: float | None = None, rate: 
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    if cap is not None:
-        scores_BKGTS = cap * jnp.tanh(scores_BKGTS / cap)
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf)
-    # softmax in float32: bfloat16 loses the tail of long contexts
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
+    weights_BKGTS = _weights(scores_BKGTS, mask_BTS, cap)
     if key is not None and rate > 0:
         keep = jax.random.bernoulli(key, 1 - rate, weights_BKGTS.shape)
         weights_BKGTS = jnp.where(keep, weights_BKGTS / (1 - rate), 0.0)
     z_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH)
     return z_BTKGH.reshape(B, T, N, H)
+
+
+def over_segments(q_BTNH, keys, values, mask_BTS, *, cap: float | None = None) -> jax.Array:
+    """As `masked`, over keys and values in several arrays (B, K, S_i, H) with S = sum of S_i (models/cache.py)."""
+    B, T, N, H = q_BTNH.shape
+    K = keys[0].shape[1]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    scores = [jnp.einsum("BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32) for k_BKSH in keys]
+    weights_BKGTS = _weights(jnp.concatenate(scores, axis=-1), mask_BTS, cap)
+    cuts = np.cumsum([k_BKSH.shape[2] for k_BKSH in keys])[:-1]
+    parts = [
+        jnp.einsum("BKGTS,BKSH->BTKGH", part_BKGTS.astype(v_BKSH.dtype), v_BKSH)
+        for part_BKGTS, v_BKSH in zip(jnp.split(weights_BKGTS, cuts, axis=-1), values, strict=True)
+    ]
+    return sum(parts[1:], parts[0]).reshape(B, T, N, H)
+
+
+def _weights(scores_BKGTS: jax.Array, mask_BTS: jax.Array, cap: float | None) -> jax.Array:
+    """The softmax, in float32: bfloat16 loses the tail of long contexts."""
+    if cap is not None:
+        scores_BKGTS = cap * jnp.tanh(scores_BKGTS / cap)
+    return jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf), axis=-1)
 
 
 def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap: float | None, window: int | None):

@@ -13,6 +13,7 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Experts, FeedForwardLayer
 from lmjax.models.moe import ExpertsLayer
 from lmjax.models.norms import Normalise
+from lmjax.models.packed import product
 from lmjax.models.positions import rotate
 from lmjax.models.projection import Projection, affine
 from lmjax.models.tap import TAPS, tap
@@ -44,14 +45,18 @@ class AttentionLayer(nn.Module):
             layer = Projection((heads, H), ("embed",), (axis, "head_dim"), cfg.init_std, cfg.bias, name=name)
             return layer.weights((D,))
 
-        parts = [weights("q", cfg.heads, "heads"), weights("k", K, "kv_heads"), weights("v", K, "kv_heads")]
-        kernel_DKMH = jnp.concatenate([kernel.reshape(D, K, -1, H) for kernel, _ in parts], axis=2).astype(x_BTD.dtype)
-        bias = None
-        if cfg.bias:
-            bias = (
-                jnp.concatenate([bias.reshape(K, -1, H) for _, bias in parts], axis=1).astype(x_BTD.dtype).reshape(-1)
-            )
-        y_BTKMH = affine(x_BTD, kernel_DKMH.reshape(D, -1), bias).reshape(B, T, K, G + 2, H)
+        if self.has_variable("params", "qkv"):
+            y = product(x_BTD, self.get_variable("params", "qkv"))
+            y = (y + self.get_variable("params", "qkv_bias") if cfg.bias else y).astype(x_BTD.dtype)
+        else:
+            parts = [weights("q", cfg.heads, "heads"), weights("k", K, "kv_heads"), weights("v", K, "kv_heads")]
+            kernel_DKMH = jnp.concatenate([kernel.reshape(D, K, -1, H) for kernel, _ in parts], axis=2)
+            bias = None
+            if cfg.bias:
+                bias = jnp.concatenate([bias.reshape(K, -1, H) for _, bias in parts], axis=1)
+                bias = bias.astype(x_BTD.dtype).reshape(-1)
+            y = affine(x_BTD, kernel_DKMH.astype(x_BTD.dtype).reshape(D, -1), bias)
+        y_BTKMH = y.reshape(B, T, K, G + 2, H)
         y_BTKMH = constrain(y_BTKMH, "batch", "length", "kv_heads", None, "head_dim")
         return y_BTKMH[:, :, :, :G].reshape(B, T, cfg.heads, H), y_BTKMH[:, :, :, G], y_BTKMH[:, :, :, G + 1]
 
@@ -93,17 +98,20 @@ def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, l
         return z_BTNH, None
     cache = append(cache, k_BTKH, v_BTKH, seen.positions_BT)
 
-    def over(size, q_BTNH, cache):
+    ends = cache.ends
+
+    def over(segments, q_BTNH, cache):
         # a slot holds the key of its own position: what lies after the query is either padding or not yet written
-        mask_BTS = attention.visible(seen.positions_BT, jnp.arange(size), window)
-        return attention.masked(q_BTNH, cache.k_BSKH[:, :size], cache.v_BSKH[:, :size], mask_BTS, cap=cfg.score_cap)
+        mask_BTS = attention.visible(seen.positions_BT, jnp.arange(ends[segments - 1]), window)
+        return attention.over_segments(
+            q_BTNH, cache.keys[:segments], cache.values[:segments], mask_BTS, cap=cfg.score_cap
+        )
 
     # only as much of the cache is read as is filled, by one of a few programs
-    slots = cache.k_BSKH.shape[1]
-    sizes = [size for size in (128 * 4**i for i in range(9)) if size < slots] + [slots]
-    last = jnp.max(jnp.where(seen.positions_BT < slots, seen.positions_BT, 0))
-    branch = jnp.searchsorted(jnp.array(sizes), last, side="right", method="compare_all")
-    return jax.lax.switch(branch, [partial(over, size) for size in sizes], q_BTNH * scale, cache), cache
+    last = jnp.max(jnp.where(seen.positions_BT < ends[-1], seen.positions_BT, 0))
+    branch = jnp.searchsorted(jnp.array(ends), last, side="right", method="compare_all")
+    branches = [partial(over, 1 + i) for i in range(len(ends))]
+    return jax.lax.switch(branch, branches, q_BTNH * scale, cache), cache
 
 
 class Block(nn.Module):

@@ -1,41 +1,70 @@
 """Keys and values of the tokens read so far: an explicit argument and an explicit result."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 
 from lmjax.models.config import ModelConfig
 
+# what is read of a cache grows in steps of this factor, from so many slots on
+FIRST, FACTOR = 128, 4
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerCache:
-    """One slot a position; with a leading axis L where it holds all layers."""
+    """One slot a position, in segments: slots up to 128, up to 512, up to 2048, ... are arrays of their own, so that
+    those that are filled are read without a copy. Each is (B, K, S, H), which products read as it lies; with a leading
+    axis L where it holds all layers."""
 
-    k_BSKH: jax.Array
-    v_BSKH: jax.Array
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+    @property
+    def ends(self) -> list[int]:
+        """The slot after the last of each segment."""
+        return segment_ends(sum(x.shape[-2] for x in self.keys))
+
+
+def segment_ends(slots: int) -> list[int]:
+    ends = []
+    while FIRST * FACTOR ** len(ends) < slots:
+        ends.append(FIRST * FACTOR ** len(ends))
+    return [*ends, slots]
 
 
 def empty_cache(cfg: ModelConfig, batch: int, slots: int, *, stacked: bool) -> LayerCache | tuple[LayerCache, ...]:
-    """Room for so many positions in every layer: k and v are (L, B, S, K, H), or (B, S, K, H) in a tuple of layers."""
-    shape = (batch, slots, cfg.n_kv_heads, cfg.head_width)
-    if stacked:
-        return LayerCache(*(jnp.zeros((cfg.layers, *shape), cfg.dtype) for _ in range(2)))
-    return tuple(LayerCache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)) for _ in range(cfg.layers))
+    """Room for so many positions in every layer: one cache with all layers, or a tuple with one a layer."""
+
+    def layer(*leading) -> LayerCache:
+        sizes = [stop - start for start, stop in pairwise([0, *segment_ends(slots)])]
+        shapes = [(*leading, batch, cfg.n_kv_heads, size, cfg.head_width) for size in sizes]
+        return LayerCache(*(tuple(jnp.zeros(shape, cfg.dtype) for shape in shapes) for _ in range(2)))
+
+    return layer(cfg.layers) if stacked else tuple(layer() for _ in range(cfg.layers))
 
 
 def slots(cache: LayerCache | tuple[LayerCache, ...]) -> int:
     """How many positions there is room for."""
-    return (cache[0] if isinstance(cache, tuple) else cache).k_BSKH.shape[-3]
+    return (cache[0] if isinstance(cache, tuple) else cache).ends[-1]
 
 
 def append(cache: LayerCache, k_BTKH, v_BTKH, positions_BT) -> LayerCache:
     """Write each key and value into the slot of its position; positions outside the cache are dropped, not clamped."""
 
-    def write(slots_SKH, new_TKH, positions_T):
-        return slots_SKH.at[positions_T].set(new_TKH, mode="drop")
+    def write(slots_KSH, new_TKH, slots_T):
+        return slots_KSH.at[:, slots_T].set(new_TKH.swapaxes(0, 1), mode="drop")
 
-    return LayerCache(
-        jax.vmap(write)(cache.k_BSKH, k_BTKH, positions_BT), jax.vmap(write)(cache.v_BSKH, v_BTKH, positions_BT)
-    )
+    def all_segments(segments, new_BTKH):
+        written, start = [], 0
+        for segment_BKSH in segments:
+            size = segment_BKSH.shape[2]
+            # a negative number would count from the end
+            slots_BT = jnp.where(positions_BT < start, size, positions_BT - start)
+            written.append(jax.vmap(write)(segment_BKSH, new_BTKH, slots_BT))
+            start += size
+        return tuple(written)
+
+    return LayerCache(all_segments(cache.keys, k_BTKH), all_segments(cache.values, v_BTKH))

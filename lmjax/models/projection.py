@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.models.packed import product
 from lmjax.sharding import named
 
 
@@ -57,8 +58,17 @@ class Projection(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         cut = x.ndim - len(self.in_axes)
+        if self.has_variable("params", "packed"):
+            return self._by_packed(x, cut)
         kernel, bias = self.weights(x.shape[cut:])
         # one plain matrix product: XLA's CPU backend hands that to its fastest library, and not every einsum
         matrix_IO = kernel.astype(x.dtype).reshape(math.prod(x.shape[cut:]), math.prod(self.out))
         y = affine(x.reshape(*x.shape[:cut], -1), matrix_IO, None if bias is None else bias.astype(x.dtype).reshape(-1))
         return y.reshape(*x.shape[:cut], *self.out)
+
+    def _by_packed(self, x: jax.Array, cut: int) -> jax.Array:
+        """As a call, for inference with the weights of models/packed.py."""
+        y = product(x.reshape(*x.shape[:cut], -1), self.get_variable("params", "packed"))
+        if self.bias:
+            y = y + self.get_variable("params", "bias").reshape(-1)
+        return y.astype(x.dtype).reshape(*x.shape[:cut], *self.out)

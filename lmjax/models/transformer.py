@@ -12,6 +12,7 @@ from lmjax.models.blocks import Block, Seen, stack
 from lmjax.models.cache import LayerCache
 from lmjax.models.config import ModelConfig
 from lmjax.models.norms import Normalise
+from lmjax.models.packed import Packed, product
 from lmjax.models.tap import TAPS, by_site, tap
 from lmjax.sharding import Named, constrain, named
 
@@ -36,7 +37,7 @@ class Transformer(nn.Module):
         self.blocks = stack(cfg, self.training, "blocks")
         self.final_norm = Normalise(cfg.norm)
         self.dropout = nn.Dropout(cfg.dropout, deterministic=not self.training)
-        if not cfg.tied:
+        if not cfg.tied and not self.has_variable("params", "packed_unembedding"):
             self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
 
     def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache: LayerCache | None = None):
@@ -77,8 +78,10 @@ def hidden(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, 
     return model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache, rngs=rngs)
 
 
-def unstacked(params) -> dict:
+def apart(params) -> dict:
     """The parameters with "blocks" as a tuple of layers, which is read faster than slices of a stack: for inference."""
+    if isinstance(params["blocks"], tuple):
+        return params
     blocks = params["blocks"]
     layers = len(jax.tree.leaves(blocks)[0])
     return params | {"blocks": tuple(jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(layers))}
@@ -86,9 +89,7 @@ def unstacked(params) -> dict:
 
 def captured(cfg: ModelConfig, params, tokens_BT, positions_BT) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(hidden_BTD, what stood at each `tap`), by TransformerLens's names, in the order of computation."""
-    if not isinstance(params["blocks"], tuple):
-        params = unstacked(params)
-    hidden_BTD, _, sites = _layer_by_layer(cfg, params, tokens_BT, positions_BT, None)
+    hidden_BTD, _, sites = _layer_by_layer(cfg, apart(params), tokens_BT, positions_BT, None)
     return hidden_BTD, sites
 
 
@@ -109,14 +110,19 @@ def _layer_by_layer(cfg: ModelConfig, params, tokens_BT, positions_BT, cache: tu
     return hidden_BTD, None if cache is None else tuple(caches), sites | by_site(state.get(TAPS, {}))
 
 
-def unembedding(cfg: ModelConfig, params) -> jax.Array:
+def unembedding(cfg: ModelConfig, params) -> jax.Array | Packed:
     """The (V, D) matrix that turns hidden vectors into logits: hidden @ this^T."""
+    if "packed_unembedding" in params:
+        return params["packed_unembedding"]
     return params["embedding" if cfg.tied else "unembedding"]
 
 
-def logits(matrix_VD: jax.Array, hidden: jax.Array, cap: float | None) -> jax.Array:
+def logits(matrix_VD: jax.Array | Packed, hidden: jax.Array, cap: float | None) -> jax.Array:
     """(..., V) in float32: the log-probabilities of the next token, up to a constant. cap: see cfg.logit_cap."""
-    x = jnp.einsum("...D,VD->...V", hidden, matrix_VD.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if isinstance(matrix_VD, Packed):
+        x = product(hidden, matrix_VD)
+    else:
+        x = jnp.einsum("...D,VD->...V", hidden, matrix_VD.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 

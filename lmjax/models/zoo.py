@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lmjax.models.config import ModelConfig
+from lmjax.models.config import ModelConfig, Span
 from lmjax.models.feedforward import Dense, Gated
 from lmjax.models.norms import LayerNorm, RMSNorm
 from lmjax.models.positions import Learned, Rotary
@@ -37,10 +37,13 @@ def gpt2(size: str, **changes) -> ModelConfig:
     return replace(cfg, **changes)
 
 
-def gpt3(size: str, **changes) -> ModelConfig:
-    """GPT-3's shapes (arXiv:2005.14165, table 2.1) with dense attention in every layer. Sizes: see GPT3."""
+def gpt3(size: str, *, band: int | None = None, **changes) -> ModelConfig:
+    """GPT-3's shapes (arXiv:2005.14165, table 2.1). Sizes: see GPT3. band: how many tokens every second layer sees;
+    section 2.1 alternates dense and locally banded layers and does not say how wide the bands are. None: all dense."""
     layers, width, heads = GPT3[size]
-    return gpt2("small", **{"layers": layers, "width": width, "heads": heads, "context": 2048} | changes)
+    pattern = (Span(),) if band is None else (Span(), Span(window=band))
+    fields = {"layers": layers, "width": width, "heads": heads, "context": 2048, "pattern": pattern}
+    return gpt2("small", **fields | changes)
 
 
 def llama(size: str, **changes) -> ModelConfig:

@@ -108,7 +108,7 @@ def test_evaluate_gives_the_runs_final_loss_again(tmp_path, documents, capsys):
     final = [json.loads(line) for line in (moved / "metrics.jsonl").read_text().splitlines()][-1]
 
     class Options:
-        context = None
+        context, weights = None, "float32"
         model, step, text, json = str(moved), None, None, str(tmp_path / "out.json")
 
     for given in (None, str(tmp_path / "tail.txt"), str(moved / "held_out.jsonl")):

@@ -47,7 +47,7 @@ def test_exported_and_imported_bit_by_bit(name, limit, tmp_path):
     found = open_checkpoint(tmp_path / "out")
     assert found.family.model_type == name
     assert_same(load_params(found, stacked=True), params)
-    assert_same(load_params(found, stacked=False), transformer.unstacked(params))
+    assert_same(load_params(found, stacked=False), transformer.apart(params))
     assert family_for(found.cfg)[0].model_type == name
 
 

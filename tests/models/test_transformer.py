@@ -103,7 +103,7 @@ def test_layers_apart_equal_layers_stacked_and_taps_hold_what_was_computed(name)
     params = spread(transformer.init_params(cfg, jax.random.key(0)))
     batch = tiny.batch(cfg, 2)
     stacked, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT)
-    apart, _ = transformer.hidden(cfg, transformer.unstacked(params), batch.tokens_BT, batch.positions_BT)
+    apart, _ = transformer.hidden(cfg, transformer.apart(params), batch.tokens_BT, batch.positions_BT)
     np.testing.assert_allclose(apart, stacked, atol=1e-5 * np.abs(stacked).max())
     last, sites = transformer.captured(cfg, params, batch.tokens_BT, batch.positions_BT)
     np.testing.assert_array_equal(last, sites["ln_final.hook_normalized"])
@@ -126,11 +126,11 @@ def test_unused_taps_add_nothing():
             .as_text()
         )
 
-    before = [program(params), program(transformer.unstacked(params))]
+    before = [program(params), program(transformer.apart(params))]
     with pytest.MonkeyPatch.context() as patch:
         for name in ("blocks", "feedforward", "moe", "norms", "transformer"):
             patch.setattr(f"lmjax.models.{name}.tap", lambda module, name, x: x)
-        assert [program(params), program(transformer.unstacked(params))] == before
+        assert [program(params), program(transformer.apart(params))] == before
 
 
 @pytest.mark.parametrize("window", [1, 5, 24])
