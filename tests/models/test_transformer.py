@@ -68,6 +68,12 @@ def test_counts_equal_the_published():
     assert trees.count(transformer.abstract_params(zoo.nanogpt(vocab=50_257))) == 124_337_664
 
 
+def test_gpt3_alternates_dense_and_banded_layers():
+    cfg = zoo.gpt3("small", band=256)
+    assert [cfg.pattern[layer % len(cfg.pattern)].window for layer in range(4)] == [None, 256, None, 256]
+    assert zoo.gpt3("small").pattern[0].window is None and len(zoo.gpt3("small").pattern) == 1
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "sinusoidal"])
 @pytest.mark.parametrize("kernel", [attention.Reference(), attention.Blocks(size=5)], ids=["reference", "blocks"])
 def test_causal_by_gradient(name, kernel):

@@ -1,8 +1,11 @@
 """Every family beside transformers' own implementation: logits, loss, gradients, generation, and the way back."""
 
 import json
+import re
 import shutil
-from dataclasses import replace
+import subprocess
+import sys
+import textwrap
 
 import jax
 import numpy as np
@@ -19,6 +22,8 @@ from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.verify import activations, compare
 from lmjax.interop.write import export
 from lmjax.tasks.causal_lm import CausalLM
+from tests import tiny
+from tests.interop.directories import gpt2_tokenizer_files
 from tests.parity.originals import MODELS, T, make
 
 
@@ -153,24 +158,30 @@ def test_half_precision_files_are_widened_exactly(dtype, tmp_path):
 
 
 def test_the_example_of_the_readme(tmp_path):
-    """Load GPT-2, give it a sentence, get loss and logits: the same as transformers."""
-    from tests.interop.directories import gpt2_tokenizer_files
-
-    model = make("gpt2", tmp_path / "gpt2", changes={"vocab_size": 300})
-    gpt2_tokenizer_files(tmp_path / "gpt2")
-    text = "Hello, my dog is cute"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "gpt2")
+    """Load GPT-2, give it a sentence, get loss and logits: the lines of the README, in a process, as transformers."""
+    directory, text = tmp_path / "path" / "to" / "gpt2", "Hello, my dog is cute"
+    model = make("gpt2", directory, changes={"vocab_size": 300})
+    gpt2_tokenizer_files(directory)
+    readme = (tiny.ROOT / "README.md").read_text()
+    (block,) = re.findall(r"((?:    .*\n)*    model = lmjax.load\(.*\n(?:    .*\n)*)", readme)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(block)], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env=tiny.environment_of_a_process(),
+    )  # fmt: skip
+    first, score, written = done.stdout.split("\n", 2)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     theirs = tokenizer(text, return_tensors="pt")
     with torch.no_grad():
         expected = model(**theirs, labels=theirs["input_ids"])
-    ours = lmjax.load(tmp_path / "gpt2")
-    out = ours(text)
-    assert out.tokens.tolist() == theirs["input_ids"].tolist()
-    assert out.loss == pytest.approx(expected.loss.item(), abs=1e-5)
-    assert np.abs(np.asarray(out.logits) - expected.logits.numpy()).max() < bound(expected.logits.numpy())
-    score = ours.score(text)
-    assert score.log_probability == pytest.approx(-expected.loss.item() * (len(score.tokens) - 1), rel=1e-5)
-    assert replace(ours.cfg, dtype="float32") == ours.cfg
+    loss, rest = first.split(" ", 1)
+    assert float(loss) == pytest.approx(expected.loss.item(), abs=1e-5)
+    assert rest == f"{tuple(expected.logits.shape)} {theirs['input_ids'].tolist()}"
+    assert float(score) == pytest.approx(-expected.loss.item() * (theirs["input_ids"].shape[1] - 1), rel=1e-5)
+    prompt = tokenizer(text.removesuffix(" is cute"), return_tensors="pt")
+    ids = model.generate(**prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    assert written == tokenizer.decode(ids[0], skip_special_tokens=True) + "\n"
+    logits = np.asarray(lmjax.load(directory)(text).logits)
+    assert np.abs(logits - expected.logits.numpy()).max() < bound(expected.logits.numpy())
 
 
 @pytest.mark.parametrize("name", MODELS)
