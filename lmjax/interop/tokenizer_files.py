@@ -82,7 +82,7 @@ def _stops(directory: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         given = _json(directory / name).get("eos_token_id")
         given = given if isinstance(given, list) else [given]
-        if given and all(type(i) is int and i >= 0 for i in given):
+        if given and all(type(i) is int and 0 <= i < 2**31 for i in given):
             return tuple(given)
     return ()
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lmjax.tokenizers import HuggingFaceTokenizer
 
 SECONDS = 20
+SIZE_LIMIT = 10_000_000
 # stands inside a special token that a message spells out, so that it is none; from Unicode's private part
 BREAK = "\ue000"
 
@@ -37,7 +38,7 @@ def chat_of(directory: Path) -> Chat | None:
     file = directory / "tokenizer_config.json"
     settings = _object(file)
     alone = directory / "chat_template.jinja"
-    template = alone.read_text(encoding="utf-8") if alone.is_file() else settings.get("chat_template")
+    template = _text(alone) if alone.is_file() else settings.get("chat_template")
     if isinstance(template, list):
         template = next(
             (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
@@ -54,12 +55,23 @@ def chat_of(directory: Path) -> Chat | None:
     return Chat(template, names)
 
 
+def _text(file: Path) -> str:
+    try:
+        if file.stat().st_size > SIZE_LIMIT:
+            raise UserError(f"{path_text(file)}: larger than {SIZE_LIMIT:,} bytes; expected a chat template")
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path_text(file)}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path_text(file)}: not UTF-8 at byte {error.start}") from None
+
+
 def _object(file: Path) -> dict:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        found = json.loads(_text(file))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path_text(file)}: not JSON: {' '.join(str(error).split())[:100]}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path_text(file)}: expected an object of JSON")

@@ -92,6 +92,8 @@ def test_the_three_forms_in_which_byte_level_bpe_is_shipped(tmp_path):
     assert of_directory(tmp_path).policy.stops == (263,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 263]}))
     assert of_directory(tmp_path).policy.stops == (3, 263)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2**40]}))
+    assert of_directory(tmp_path).policy.stops == (263,)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
     with pytest.raises(UserError, match=r"merges.txt of a RobertaTokenizer; .* expected a tokenizer.json"):
         of_directory(tmp_path)
@@ -123,6 +125,8 @@ BAD = {
     "settings of a list": ("tokenizer_config.json", "[1]", "expected an object of JSON"),
     "settings very deep": ("tokenizer_config.json", DEEP, "not JSON"),
     "not UTF-8": ("tokenizer.json", b"\xff\xfe", "not UTF-8 at byte 0"),
+    "a template that is not UTF-8": ("chat_template.jinja", b"{{\xff", "not UTF-8 at byte 2"),
+    "a template of numbers": ("tokenizer_config.json", '{"chat_template": 7}', "chat_template is no text"),
     "no SentencePiece": ("tokenizer.model", b"\0\1", "not a SentencePiece model"),
 }  # fmt: skip
 
@@ -130,6 +134,8 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_one_line(name, tmp_path):
     file, content, message = BAD[name]
+    if "template" in name:
+        gpt2_tokenizer_files(tmp_path)
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message) as caught:
         of_directory(tmp_path)
