@@ -19,8 +19,9 @@ BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES} | {"GPT2M
 def family_of(config: ConfigJson) -> Family:
     """By model_type, or in older files by `architectures`. Raises UserError for one that is not here."""
     kind = config.text("model_type", "")
-    architectures = config.values.get("architectures") or []
-    named = [BY_ARCHITECTURE[name] for name in architectures if name in BY_ARCHITECTURE]
+    architectures = config.values.get("architectures")
+    architectures = architectures if isinstance(architectures, list) else []
+    named = [family for name, family in BY_ARCHITECTURE.items() if name in architectures]
     family = BY_TYPE.get(kind) if kind else next(iter(named), None)
     if family is None:
         raise UserError(f"{config.where}: model_type is {kind!r}; expected one of {', '.join(BY_TYPE)}")

@@ -18,11 +18,20 @@ class Sinusoidal:
     """Fixed sines and cosines, added to the embedding."""
 
 
+def _positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"{name} is {number}; expected a number above 0")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stretched:
     """All frequencies divided by a factor (position interpolation, arXiv:2306.15595)."""
 
     factor: float
+
+    def __post_init__(self):
+        _positive(factor=self.factor)
 
     def __call__(self, frequency: np.ndarray, theta: float, turned: int) -> tuple[np.ndarray, float]:
         return frequency / np.float32(self.factor), 1.0
@@ -37,6 +46,11 @@ class Llama3:
     low: float
     high: float
     original: int
+
+    def __post_init__(self):
+        _positive(factor=self.factor, original=self.original)
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low} and high {self.high}; expected low below high")
 
     def __call__(self, frequency: np.ndarray, theta: float, turned: int) -> tuple[np.ndarray, float]:
         turns = np.float32(self.original) * frequency / np.float32(2 * np.pi)
@@ -56,6 +70,9 @@ class Yarn:
     slow: float = 1.0
     magnitude: float | None = None
     whole: bool = True
+
+    def __post_init__(self):
+        _positive(factor=self.factor, original=self.original, fast=self.fast, slow=self.slow)
 
     def __call__(self, frequency: np.ndarray, theta: float, turned: int) -> tuple[np.ndarray, float]:
         def pair_that_turns(times: float) -> float:

@@ -271,6 +271,8 @@ BAD = {
     "an unknown activation": ({"hidden_act": "mish"}, (), "hidden_act is 'mish'; expected one of gelu"),
     "an unknown rope": ({"rope_scaling": {"rope_type": "longrope"}}, (), "rope_type is 'longrope'; expected default"),
     "a rope of text": ({"rope_scaling": "linear"}, (), "rope_scaling is 'linear'; expected an object"),
+    "a rope of no factor": ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, (), "rotary positions: factor is 0.0; expected"),
+    "architectures of a number": ({"architectures": 5}, ("model_type",), "model_type is ''; expected one of gpt2"),
     "an unknown family": ({"model_type": "bloom"}, (), "model_type is 'bloom'; expected one of gpt2"),
     "more layers than tensors": ({"num_hidden_layers": 4}, (), "layers.3.self_attn.q_proj.weight is missing|is missing"),
     "fewer layers than tensors": ({"num_hidden_layers": 2}, (), "layers.2.* belongs to no part"),
