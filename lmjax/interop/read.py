@@ -160,7 +160,7 @@ def _array(shape: tuple[int, ...], dtype, where: jax.sharding.Sharding, pieces) 
     for place, view in pieces:
         begin = (*place, *(0 for _ in view.shape))
         part = view.reshape((1,) * len(place) + view.shape)
-        whole = _written(whole, _placed(part, dtype, _whole_on(where)), jnp.array(begin, jnp.int32))
+        whole = _written(whole, _placed(part, dtype, _one_piece(where, len(place))), jnp.array(begin, jnp.int32))
         # the copy on its way is let go before the next one is made
         jax.block_until_ready(whole)
     return whole
@@ -171,8 +171,11 @@ def _written(whole, part, begin):
     return jax.lax.dynamic_update_slice(whole, part, tuple(begin))
 
 
-def _whole_on(where: jax.sharding.Sharding) -> jax.sharding.Sharding:
-    return NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else where
+def _one_piece(where: jax.sharding.Sharding, leading: int) -> jax.sharding.Sharding:
+    """Where a piece lies whose `leading` axes are of length 1: on the devices that its numbers are for."""
+    if not isinstance(where, NamedSharding):
+        return where
+    return NamedSharding(where.mesh, PartitionSpec(*(None,) * leading, *where.spec[leading:]))
 
 
 def _placed(view: np.ndarray, dtype, where: jax.sharding.Sharding) -> jax.Array:

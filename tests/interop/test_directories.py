@@ -322,7 +322,8 @@ def test_half_precision_is_rounded_to_nearest_even(dtype, tmp_path):
 
 
 def test_loading_takes_little_more_memory_than_the_parameters(tmp_path):
-    """Anonymous memory of a process of its own, watched all the time: at most 1.3 times the parameters plus 300 MB."""
+    """Anonymous memory of a process of its own, watched all the time: at most 1.3 times the parameters plus 300 MB,
+    stacked on a mesh and apart on one device."""
     feedforward = replace(LLAMA.feedforward, width=4096)
     cfg = replace(LLAMA, layers=6, width=1024, heads=16, kv_heads=8, head_dim=64, vocab=20_000, feedforward=feedforward)
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), transformer.abstract_params(cfg))
@@ -330,11 +331,16 @@ def test_loading_takes_little_more_memory_than_the_parameters(tmp_path):
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     code = (
         "import sys\nfrom pathlib import Path\nfrom lmjax.interop.read import load_params, open_checkpoint\n"
-        "load_params(open_checkpoint(Path(sys.argv[1])), stacked=sys.argv[2] == 'stacked')\n"
+        "from lmjax.sharding import Mesh, build_mesh\n"
+        "mesh = build_mesh(Mesh(fsdp=2, tensor=4)) if sys.argv[2] == 'stacked' else None\n"
+        "load_params(open_checkpoint(Path(sys.argv[1])), stacked=mesh is not None, mesh=mesh)\n"
     )
     for how in ("stacked", "apart"):
+        devices = 8 if how == "stacked" else 1
+        environment = tiny.environment_of_a_process()
+        environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
         command = [sys.executable, "-c", code, str(tmp_path / "out"), how]
-        process, most = subprocess.Popen(command, cwd=tiny.ROOT, env=tiny.environment_of_a_process()), 0
+        process, most = subprocess.Popen(command, cwd=tiny.ROOT, env=environment), 0
         while process.poll() is None:
             most = max(most, anonymous_memory(process.pid))
         assert process.returncode == 0
