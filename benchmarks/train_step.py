@@ -25,7 +25,7 @@ from lmjax import optim
 from lmjax.data.batch import Batch
 from lmjax.sharding import Mesh, build_mesh, place_batch
 from lmjax.train import state as train_state
-from lmjax.train.loop import compile_step
+from lmjax.train.step import compile_step
 
 
 def ours(experiment, tokens_BS):

@@ -19,13 +19,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from lmjax.errors import UserError
 
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "length": (),
+    "batch": ("data", "fsdp", "expert"),
+    "length": ("sequence",),
+    "positions": (),
     "layers": (),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "sequence"),
     "vocab": ("tensor",),
     "mlp": ("tensor",),
-    "experts": (),
+    "experts": ("expert",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
@@ -37,13 +38,16 @@ class Mesh:
     """How many devices lie along each axis; at most one axis takes "rest", all that remain.
 
     data: replicas of the model, each with its part of the batch. fsdp: the same, with weights and
-    optimizer state split among them (ZeRO-3, arXiv:1910.02054). tensor: heads, feed-forward width
-    and vocabulary split (Megatron-LM, arXiv:1909.08053).
+    optimizer state split among them (ZeRO-3, arXiv:1910.02054). sequence: each row's places split, weights as by
+    fsdp; attention gathers the keys (arXiv:2404.10719, section 2). tensor: heads, feed-forward width and
+    vocabulary split (Megatron-LM, arXiv:1909.08053). expert: the experts of a mixture split, and the batch.
     """
 
     data: int | Literal["rest"] = "rest"
     fsdp: int | Literal["rest"] = 1
+    sequence: int | Literal["rest"] = 1
     tensor: int | Literal["rest"] = 1
+    expert: int | Literal["rest"] = 1
 
     def __post_init__(self):
         for name, size in self.sizes.items():
@@ -54,12 +58,12 @@ class Mesh:
 
     @property
     def sizes(self) -> dict[str, int | str]:
-        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        return {name: getattr(self, name) for name in ("data", "fsdp", "sequence", "tensor", "expert")}
 
     def resolve(self, devices: int) -> dict[str, int]:
         """Axis sizes on that many devices. Raises UserError where they do not multiply to it."""
         fixed = math.prod(size for size in self.sizes.values() if size != "rest")
-        asked = " x ".join(f"{name} {size}" for name, size in self.sizes.items())
+        asked = " x ".join(f"{name} {size}" for name, size in self.sizes.items() if size != 1) or "data 1"
         if devices % fixed or ("rest" not in self.sizes.values() and fixed != devices):
             raise UserError(f"mesh: {asked} does not fit {devices} device(s)")
         return {name: devices // fixed if size == "rest" else size for name, size in self.sizes.items()}
@@ -90,10 +94,20 @@ def partition(names, shape, sizes: dict[str, int], *, strict: bool = True) -> Pa
         if size % ways and (name == "vocab" or not strict):
             axes = ()
         elif size % ways:
-            raise UserError(f"mesh: {name} of size {size} cannot be split {ways} ways ({' x '.join(axes)})")
+            nearest = " or ".join(map(str, near_divisors(size, ways)))
+            raise UserError(
+                f"mesh: {name} of size {size} cannot be split {ways} ways ({' x '.join(axes)}); {nearest} ways would do"
+            )
         used.update(axes)
         spec.append(axes or None)
     return PartitionSpec(*spec)
+
+
+def near_divisors(size: int, ways: int) -> list[int]:
+    """The divisors of size that lie next to `ways`, below and above it."""
+    divisors = [n for n in range(1, size + 1) if size % n == 0]
+    below, above = [n for n in divisors if n < ways][-1:], [n for n in divisors if n > ways][:1]
+    return below + above
 
 
 class Named(nn.Partitioned):
@@ -108,6 +122,19 @@ def named(init, names: tuple[str, ...]):
     return lambda key, shape: Named(init(key, shape, jnp.float32), names)
 
 
+def ways(name: str) -> int:
+    """Into how many parts the mesh in use splits axes of that name; 1 without a mesh."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return math.prod(sizes.get(axis, 1) for axis in RULES[name])
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: of the mesh in use, which may be a pod that is only planned, else of this machine."""
+    mesh = jax.sharding.get_abstract_mesh()
+    planned = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if planned is None else planned.platform
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Split x over the mesh in use by the logical names of its axes; without a mesh, x itself. An axis that does not
     divide stays whole (one prompt on eight devices); what must divide is checked where weights are placed."""
@@ -118,8 +145,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows over every axis that splits the batch, the rest whole."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    """Rows over every axis that splits the batch, and each row's places over "sequence"."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"], RULES["length"]))
 
 
 def place_batch(batch, mesh: jax.sharding.Mesh):

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from lmjax import sharding
 from lmjax.errors import UserError
-from lmjax.sharding import partition
+from lmjax.models import splash
 
 if TYPE_CHECKING:
     from lmjax.models.config import ModelConfig
@@ -57,7 +58,7 @@ Kernel = Auto | Reference | Blocks | CudnnFlash | Splash
 @dataclass(frozen=True, kw_only=True)
 class Need:
     """What a call of attention asks of a kernel. platform: see the function of that name. segments: whether documents
-    are kept apart. dropout: on the attention weights. cap: on the scores."""
+    are kept apart. dropout: on the attention weights. cap: on the scores. parts: into how many a row is split."""
 
     platform: str
     dtype: str
@@ -66,20 +67,23 @@ class Need:
     segments: bool
     dropout: bool
     cap: bool
+    parts: int = 1
 
 
 def platform() -> str:
-    """cpu, tpu, or gpu, which stands for CUDA of compute capability 8.0 or higher; an older or another GPU is named."""
-    backend, device = jax.default_backend(), jax.devices()[0]
-    if backend != "gpu":
-        return backend
+    """cpu, tpu, or gpu, which stands for CUDA of compute capability 8.0 or higher; an older or another GPU is named.
+    Where a mesh is in use, of its devices."""
+    name = sharding.platform()
+    if name != "gpu":
+        return name
+    device = jax.devices()[0]
     capability = str(getattr(device, "compute_capability", ""))
     is_cuda = capability.replace(".", "").isdigit() and "rocm" not in device.client.platform_version.lower()
     return "gpu" if is_cuda and float(capability) >= 8 else f"{device.device_kind} {capability}"
 
 
 def need_of(cfg: "ModelConfig", *, apart: bool) -> Need:
-    """What training this model asks for, on this machine."""
+    """What training this model asks for, on the mesh in use."""
     return Need(
         platform=platform(),
         dtype=cfg.dtype,
@@ -88,6 +92,7 @@ def need_of(cfg: "ModelConfig", *, apart: bool) -> Need:
         segments=apart,
         dropout=cfg.dropout > 0,
         cap=cfg.score_cap is not None,
+        parts=sharding.ways("length"),
     )
 
 
@@ -105,15 +110,20 @@ def obstacle(kernel: Kernel, need: Need) -> str | None:
                 return "it cannot keep documents apart here"
             if need.cap:
                 return "it has no cap on the scores"
+            if need.parts > 1:
+                return "it cannot read rows that mesh.sequence splits"
         case Splash():
             if need.platform != "tpu":
                 return f"it needs a TPU, this is {need.platform}"
-            if need.length % 128:
-                return f"it wants a length in multiples of 128, not {need.length}"
+            if need.length % (128 * need.parts):
+                each = f" on each of {need.parts} devices" if need.parts > 1 else ""
+                return f"it wants a length in multiples of 128{each}, not {need.length}"
             if need.head_width % 64:
                 return f"it wants a head width in multiples of 64, not {need.head_width}"
     if need.dropout and isinstance(kernel, CudnnFlash | Splash):
         return "it has no dropout on the attention weights"
+    if need.dropout and need.parts > 1 and isinstance(kernel, Blocks):
+        return "it has no dropout on the attention weights of rows that mesh.sequence splits"
     return None
 
 
@@ -127,6 +137,8 @@ def choose(kernel: Kernel, need: Need) -> tuple[Kernel, str]:
     if fused and not (reason := obstacle(fused, need)):
         return fused, f"fastest on {need.platform}"
     why = f"{type(fused).__name__}: {reason}" if fused else f"fastest on {need.platform}"
+    if reason := obstacle(Blocks(), need):
+        return Reference(), f"Blocks: {reason}"
     # at most 16 blocks: each is compiled apart
     return Blocks(size=max(128, -(-need.length // 16))), why
 
@@ -144,9 +156,10 @@ def attend(
     where key is None.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
+    parts = sharding.ways("length") if T > 1 else 1
     need = Need(
         platform=platform(), dtype=str(q_BTNH.dtype), length=T, head_width=H,
-        segments=segments_BT is not None, dropout=key is not None and rate > 0, cap=cap is not None,
+        segments=segments_BT is not None, dropout=key is not None and rate > 0, cap=cap is not None, parts=parts,
     )  # fmt: skip
     kernel, _ = choose(kernel, need)
     q_BTNH = q_BTNH * (H**-0.5 if scale is None else scale)
@@ -157,7 +170,9 @@ def attend(
                 q_BTNH, k_BTKH, v_BTKH, scale=1.0, is_causal=True, local_window_size=near, implementation="cudnn"
             )
         case Splash():
-            return _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap, window)
+            return splash.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap, window)
+        case Blocks() if parts > 1:
+            return _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel.size, cap, window, parts)
     size = kernel.size if isinstance(kernel, Blocks) else T
     blocks = []
     for start in range(0, T, size):
@@ -171,6 +186,39 @@ def attend(
         q, k, v = q_BTNH[:, start:stop], k_BTKH[:, first:stop], v_BTKH[:, first:stop]
         blocks.append(masked(q, k, v, mask_BTS, cap=cap, rate=rate, key=block_key))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+def _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, size: int, cap, window: int | None, parts: int) -> jax.Array:
+    """Blocks of queries, where "sequence" splits the rows: each device has its own queries and gathers all keys. It
+    reads keys after its block too, since which device it is is known only when it runs."""
+    if segments_BT is None:
+        segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+    own_length = q_BTNH.shape[1] // parts
+
+    def one_shard(q_BTNH, k_BSKH, v_BSKH, own_BT, all_BS):
+        S = k_BSKH.shape[1]
+        blocks = []
+        for start in range(0, own_length, size):
+            stop = min(start + size, own_length)
+            positions_T = jax.lax.axis_index("sequence") * own_length + jnp.arange(start, stop)
+            # as many keys as the block and its window can reach
+            reach = S if window is None else min(S, window - 1 + stop - start)
+            first = jnp.clip(positions_T[-1] + 1 - reach, 0, S - reach)
+            k, v, segments = (jax.lax.dynamic_slice_in_dim(x, first, reach, axis=1) for x in (k_BSKH, v_BSKH, all_BS))
+            mask_BTS = visible(positions_T[None], first + jnp.arange(reach), window)
+            mask_BTS = mask_BTS & (own_BT[:, start:stop, None] == segments[:, None])
+            blocks.append(masked(q_BTNH[:, start:stop], k, v, mask_BTS, cap=cap))
+        return jnp.concatenate(blocks, axis=1)
+
+    def spec(x, *names) -> PartitionSpec:
+        return sharding.partition(names, x.shape, dict(jax.sharding.get_abstract_mesh().shape))
+
+    queries = spec(q_BTNH, "batch", "length", "heads", "head_dim")
+    keys = spec(k_BTKH, "batch", None, "kv_heads", "head_dim")
+    specs = (queries, keys, keys, spec(segments_BT, "batch", "length"), spec(segments_BT, "batch", None))
+    return jax.shard_map(one_shard, in_specs=specs, out_specs=queries, check_vma=False)(
+        q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT
+    )
 
 
 def visible(positions_BT: jax.Array, slots_S: jax.Array, window: int | None) -> jax.Array:
@@ -213,38 +261,3 @@ def _weights(scores_BKGTS: jax.Array, mask_BTS: jax.Array, cap: float | None) ->
     if cap is not None:
         scores_BKGTS = cap * jnp.tanh(scores_BKGTS / cap)
     return jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf), axis=-1)
-
-
-def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap: float | None, window: int | None):
-    """Splash attention, one call a shard: a Pallas kernel is opaque to the compiler's sharding propagation."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
-
-    def one_shard(q_BTNH, k_BTKH, v_BTKH, segments_BT):
-        heads, length = q_BTNH.shape[2], q_BTNH.shape[1]
-        seen = splash_mask.CausalMask((length, length))
-        if window is not None:
-            seen = splash_mask.LocalMask((length, length), (window - 1, 0), 0)
-        mask = splash_mask.MultiHeadMask([seen] * heads)
-        run = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=cap)
-        groups = heads // k_BTKH.shape[2]
-        q, k, v = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
-        k, v = (jnp.repeat(x, groups, axis=1) for x in (k, v))
-        ids = splash.SegmentIds(segments_BT, segments_BT)
-        return jax.vmap(run)(q, k, v, ids).swapaxes(1, 2).astype(q_BTNH.dtype)
-
-    if segments_BT is None:
-        segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return one_shard(q_BTNH, k_BTKH, v_BTKH, segments_BT)
-
-    def spec(x, *names) -> PartitionSpec:
-        return partition(names, x.shape, dict(mesh.shape))
-
-    heads = spec(q_BTNH, "batch", "length", "heads", "head_dim")
-    kv_heads = spec(k_BTKH, "batch", "length", "kv_heads", "head_dim")
-    return jax.shard_map(
-        one_shard, in_specs=(heads, kv_heads, kv_heads, spec(segments_BT, "batch", "length")), out_specs=heads,
-        check_vma=False,
-    )(q_BTNH, k_BTKH, v_BTKH, segments_BT)  # fmt: skip

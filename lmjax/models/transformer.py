@@ -33,7 +33,7 @@ class Transformer(nn.Module):
         init = nn.initializers.normal(cfg.init_std)
         self.embedding = self.param("embedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
         if isinstance(cfg.positions, pos.Learned):
-            self.position_table = self.param("positions", named(init, ("length", "embed")), (cfg.context, cfg.width))
+            self.position_table = self.param("positions", named(init, ("positions", "embed")), (cfg.context, cfg.width))
         self.blocks = stack(cfg, self.training, "blocks")
         self.final_norm = Normalise(cfg.norm)
         self.dropout = nn.Dropout(cfg.dropout, deterministic=not self.training)

@@ -54,7 +54,8 @@ def vocabulary_loss(
         return part(hidden_BTD, targets_BT, weights_BT)
 
     def chunks(x):
-        return jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
+        # every T/chunk-th place together, so that each chunk lies over all devices that split a row
+        return jnp.moveaxis(x.reshape(B, chunk, T // chunk, *x.shape[2:]), 2, 0)
 
     def add(sums, piece):
         return jax.tree.map(jnp.add, sums, jax.checkpoint(part)(*piece)), None

@@ -9,8 +9,6 @@ import numpy as np
 
 from lmjax import checkpoint, optim, trees
 from lmjax.checkpoint import Checkpoints
-from lmjax.compilation import fast_jit
-from lmjax.data.batch import Batch
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
@@ -18,13 +16,13 @@ from lmjax.experiment import Experiment
 from lmjax.generate.text import sample
 from lmjax.loaded import read_texts
 from lmjax.run_directory import RunDirectory, environment
-from lmjax.sharding import batch_sharding, place_batch
+from lmjax.sharding import place_batch
 from lmjax.train import state as train_state
 from lmjax.train.prepare import Prepared, held_out_lines, in_force, prepare
 from lmjax.train.report import Report, Screen
 from lmjax.train.start import params_of
 from lmjax.train.state import TrainState
-from lmjax.train.step import update
+from lmjax.train.step import compile_step
 
 
 class Stopped(Exception):
@@ -99,20 +97,6 @@ def due(step: int, every: int, steps: int) -> bool:
 def rest(state: TrainState) -> dict:
     """What a checkpoint holds beside the parameters."""
     return {"step": state.step, "opt_state": state.opt_state}
-
-
-def compile_step(experiment: Experiment, optimizer, mesh):
-    """(state, batch) -> (state, metrics), jitted, with the state's memory handed on from step to step."""
-    where = train_state.shardings(experiment.model, optimizer, mesh)
-    rows = batch_sharding(mesh)
-    segments = rows if experiment.data.apart else None
-    batch = Batch(rows, rows, segments, rows, rows)
-    return fast_jit(
-        partial(update, experiment, optimizer),
-        donate_argnums=0,
-        in_shardings=(where, batch),
-        out_shardings=(where, None),
-    )
 
 
 def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool) -> list[str]:

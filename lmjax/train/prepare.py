@@ -3,7 +3,7 @@ experiment's own numbers and the devices, the data's whereabouts, the run direct
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 
@@ -15,12 +15,11 @@ from lmjax.data.store import Store, TokenStream, joined, open_store
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
 from lmjax.generate.text import prompt_ids
-from lmjax.models import attention
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import build_mesh
 from lmjax.tokenizers import Tokenizer
 from lmjax.train.start import fitting
-from lmjax.train.state import param_shardings
+from lmjax.train.step import check_split, kernel
 
 
 @dataclass(frozen=True)
@@ -49,23 +48,8 @@ class Prepared:
 def check_devices(experiment: Experiment) -> jax.sharding.Mesh:
     """The mesh, once the batch and the weights can be split over it and the kernel can run on it. Raises UserError."""
     mesh = build_mesh(experiment.mesh)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = experiment.microbatch_size
-    if rows % ways:
-        raise UserError(
-            f"batch_size {experiment.batch_size} / microbatches {experiment.microbatches} = {rows} rows cannot be "
-            f"shared by {ways} devices (mesh.data {mesh.shape['data']} x mesh.fsdp {mesh.shape['fsdp']})"
-        )
-    kernel(experiment)
-    # the vocabulary is not known yet, and need not divide
-    param_shardings(replace(experiment.model, vocab=experiment.model.vocab or 1), mesh)
+    check_split(experiment, mesh)
     return mesh
-
-
-def kernel(experiment: Experiment) -> tuple[attention.Kernel, str]:
-    """The attention kernel that training will use, and why."""
-    need = attention.need_of(experiment.model, apart=experiment.data.apart)
-    return attention.choose(experiment.model.kernel, need)
 
 
 def prepare(experiment: Experiment, run: RunDirectory | None) -> Prepared:
@@ -136,7 +120,7 @@ def in_force(prepared: Prepared) -> str:
     """One line that says what is used, not what was asked for."""
     experiment, devices = prepared.experiment, jax.devices()
     sizes = " x ".join(f"{name} {size}" for name, size in prepared.mesh.shape.items() if size > 1)
-    used, why = kernel(experiment)
+    used, why = kernel(experiment, prepared.mesh)
     store = prepared.stores[0]
     cache = "reused" if all(store.reused for store in prepared.stores) else "made"
     tokens = sum(store.manifest["train"]["tokens"] for store in prepared.stores)

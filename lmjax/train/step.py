@@ -1,14 +1,20 @@
 """One update: (state, batch) -> (state, metrics), compiled once, over the mesh."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lmjax.compilation import fast_jit
 from lmjax.data.batch import Batch
-from lmjax.sharding import constrain
+from lmjax.errors import UserError
+from lmjax.models import attention
+from lmjax.sharding import RULES, batch_sharding, constrain
 from lmjax.tasks.loss import Loss
+from lmjax.train import state as train_state
 from lmjax.train.state import TrainState
 
 
@@ -27,7 +33,7 @@ def microbatches(batch: Batch, count: int) -> Batch:
 
     def split(x):
         x = jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
-        return constrain(x, None, "batch", *[None] * (x.ndim - 2))
+        return constrain(x, None, "batch", "length")
 
     return jax.tree.map(split, batch)
 
@@ -61,3 +67,42 @@ def update(experiment, optimizer: optax.GradientTransformation, state: TrainStat
     params = optax.apply_updates(state.params, updates)
     metrics = StepMetrics(loss.mean(), loss.weight, optax.tree.norm(grads))
     return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def compile_step(experiment, optimizer, mesh):
+    """(state, batch) -> (state, metrics), jitted, with the state's memory handed on from step to step."""
+    where = train_state.shardings(experiment.model, optimizer, mesh)
+    rows = batch_sharding(mesh)
+    segments = rows if experiment.data.apart else None
+    batch = Batch(rows, rows, segments, rows, rows)
+    return fast_jit(
+        partial(update, experiment, optimizer),
+        donate_argnums=0,
+        in_shardings=(where, batch),
+        out_shardings=(where, None),
+    )
+
+
+def check_split(experiment, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where the batch or the weights cannot be split over the mesh, or the kernel cannot run on it."""
+    axes = [f"mesh.{axis} {mesh.shape[axis]}" for axis in RULES["batch"] if mesh.shape[axis] > 1]
+    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    rows, length = experiment.microbatch_size, experiment.model.context
+    if rows % ways:
+        raise UserError(
+            f"batch_size {experiment.batch_size} / microbatches {experiment.microbatches} = {rows} rows cannot be "
+            f"shared by {ways} devices ({' x '.join(axes)})"
+        )
+    parts = mesh.shape["sequence"]
+    if length % parts:
+        raise UserError(f"model.context {length} cannot be split {parts} ways (mesh.sequence)")
+    kernel(experiment, mesh)
+    # the vocabulary may not be known yet, and need not divide
+    train_state.param_shardings(replace(experiment.model, vocab=experiment.model.vocab or 1), mesh)
+
+
+def kernel(experiment, mesh: jax.sharding.Mesh) -> tuple[attention.Kernel, str]:
+    """The attention kernel that training on this mesh will use, and why. Raises UserError where it cannot."""
+    with jax.set_mesh(mesh):
+        need = attention.need_of(experiment.model, apart=experiment.data.apart)
+    return attention.choose(experiment.model.kernel, need)

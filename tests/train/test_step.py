@@ -9,18 +9,19 @@ import pytest
 
 from lmjax import optim, trees
 from lmjax.experiment import DataConfig
+from lmjax.models.attention import Blocks
+from lmjax.models.config import Span
 from lmjax.models.transformer import hidden
 from lmjax.optim import AdamW, Constant, Muon
 from lmjax.sharding import Mesh, build_mesh, place_batch
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.train import state as train_state
-from lmjax.train.loop import compile_step
-from lmjax.train.step import grads_and_loss
+from lmjax.train.step import compile_step, grads_and_loss
 from tests import tiny
 
 MESHES = {
     "data": Mesh(data=8), "fsdp": Mesh(data=1, fsdp=8), "tensor": Mesh(data=4, tensor=2),
-    "mixed": Mesh(data=2, fsdp=2, tensor=2),
+    "mixed": Mesh(data=2, fsdp=2, tensor=2), "sequence": Mesh(data=1, fsdp=2, sequence=4),
 }  # fmt: skip
 
 
@@ -71,6 +72,19 @@ def test_eight_devices_equal_one(name, on_one_device):
     exp, (losses, norms, params) = on_one_device
     batch_of = lambda i: tiny.batch(exp.model, 8, seed=i, apart=True, ragged=True)
     other_losses, other_norms, other = train(exp, MESHES[name], 8, 3, batch_of)
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(other_norms, norms, rtol=1e-5)
+    assert worst(params, other) < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_rows_split_over_devices_equal_whole_rows(window):
+    """Keys from other devices, windows that reach into them, and the loss by chunks."""
+    cfg = tiny.llama(vocab=96, width=64, context=16, pattern=(Span(window=window),), kernel=Blocks(size=3))
+    exp = experiment(cfg, apart=True, optimizer=AdamW(eps=1e-2), task=CausalLM(loss_chunk=4))
+    batch_of = lambda i: tiny.batch(cfg, 2, seed=i, apart=True, ragged=True)
+    losses, norms, params = train(exp, Mesh(), 1, 3, batch_of)
+    other_losses, other_norms, other = train(exp, Mesh(data=1, sequence=4, tensor=2), 8, 3, batch_of)
     np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
     np.testing.assert_allclose(other_norms, norms, rtol=1e-5)
     assert worst(params, other) < 1e-5
