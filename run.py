@@ -10,6 +10,7 @@ VERBS = {
     "evaluate": "score a text: loss, perplexity, bits per byte",
     "generate": "continue a prompt",
     "export": "write a run as a Hugging Face directory, which transformers loads",
+    "plan": "say what a run needs: memory, time, money, on devices that need not be here",
     "verify": "compare two models layer by layer and name the first site where they part",
 }
 
@@ -25,15 +26,23 @@ class Parser(argparse.ArgumentParser):
 def parser_for(verb: str) -> Parser:
     parser = Parser(prog=f"run.py {verb}", description=VERBS[verb], allow_abbrev=False)
     add = parser.add_argument
-    if verb in ("train", "data"):
+    if verb in ("train", "data", "plan"):
         parser.epilog = "Any field of the experiment can follow, such as --steps=200 --optimizer.b2=0.95 --mesh.fsdp=4"
-        add("--config", required=True, metavar="FILE", help="a Python file with `experiment = Experiment(...)`")
+        needed = verb != "plan"
+        add("--config", required=needed, metavar="FILE", help="a Python file with `experiment = Experiment(...)`")
     if verb == "train":
         add("--run", metavar="DIR", help="the run's directory (default: runs/NAME)")
         add("--accept-changes", action="store_true", help="go on with a run whose experiment or text has changed")
     if verb == "data":
         add("--step", type=int, default=1, metavar="N", help="the step whose batch is shown (default: 1)")
         add("--windows", type=int, default=3, metavar="N", help="how many windows (default: 3)")
+    if verb == "plan":
+        add("--topology", metavar="KIND:SHAPE", help="v5p:8x8x8, h100:8, here (default: the experiment's, or here)")
+        add("--price", type=float, metavar="P", help="of a device and an hour")
+        add("--search", action="store_true", help="find the largest batch that fits")
+        add("--remedies", action="store_true", help="compile what could save memory, even if the step fits")
+        add("--compute", type=float, metavar="FLOPS", help="instead of --config: the best model for that much compute")
+        add("--json", metavar="FILE", help="write the figures here too")
     if verb in FROM_MODEL:
         add("--model", required=True, metavar="PATH", help="a run or a Hugging Face directory, or hf:NAME")
         add("--step", default=None, metavar="N|best", help="which checkpoint (default: the newest good one)")

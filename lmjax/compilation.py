@@ -6,6 +6,8 @@ import re
 
 import jax
 
+from lmjax.sharding import platform
+
 # XLA's CPU backend, jaxlib 0.10: matrix products by Eigen alone, with the full width of AVX-512. Measured on 2 cores in
 # turns: GPT-2 124M 7,074 ms a step with the products fused by YNN, 6,410 so; a 0.8M-parameter model 56 and 52.
 CPU_OPTIONS = {
@@ -15,9 +17,9 @@ CPU_OPTIONS = {
 
 
 @functools.cache
-def options() -> dict[str, str]:
-    """Compiler options for the default backend; none where this jaxlib does not know them."""
-    if jax.default_backend() != "cpu":
+def options(platform: str) -> dict[str, str]:
+    """Compiler options for programs of that platform; none where this jaxlib does not know them."""
+    if platform != "cpu":
         return {}
     try:
         jax.jit(lambda x: x, compiler_options=CPU_OPTIONS)(0)
@@ -27,8 +29,8 @@ def options() -> dict[str, str]:
 
 
 def fast_jit(function, **arguments):
-    """jax.jit(function, **arguments) with `options`."""
-    return jax.jit(function, compiler_options=options(), **arguments)
+    """jax.jit(function, **arguments) with `options` for the mesh in use."""
+    return jax.jit(function, compiler_options=options(platform()), **arguments)
 
 
 def room_for_simulated_devices() -> None:

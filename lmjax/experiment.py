@@ -1,7 +1,9 @@
 """An experiment: one frozen value that says everything about a run."""
 
 import runpy
+import sys
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -48,7 +50,8 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """name: of the run directory. batch_size: windows a step, over all devices. microbatches: parts that a batch is
+    """name: of the run directory. topology: the devices that it is meant for, as `plan --topology` names them.
+    batch_size: windows a step, over all devices. microbatches: parts that a batch is
     taken in, one after another, to save memory. evaluate_every, checkpoint_every, sample_every: in steps; each also
     happens at the last step. keep_checkpoints: how many of the newest stay, beside the best. init_from: a run or a
     Hugging Face directory whose parameters training starts with; its model must be this one."""
@@ -71,6 +74,7 @@ class Experiment:
     keep_checkpoints: int = 2
     init_from: str | None = None
     sampling: Sampling = Sampling()
+    topology: str | None = None
 
     def __post_init__(self):
         for name in (
@@ -91,6 +95,11 @@ class Experiment:
             raise ValueError(f"model.context {self.model.context} is not a multiple of task.loss_chunk {chunk}")
 
     @property
+    def tokens(self) -> int:
+        """Tokens read over the whole run."""
+        return self.steps * self.batch_size * self.model.context
+
+    @property
     def microbatch_size(self) -> int:
         """Rows that are computed at one time, over all devices."""
         return self.batch_size // self.microbatches
@@ -103,6 +112,20 @@ class Experiment:
         return replace(self, model=replace(self.model, vocab=vocab))
 
 
+@contextmanager
+def beside(file: Path):
+    """Lets an experiment import those that lie beside it, and forgets them afterwards."""
+    known, folder = set(sys.modules), str(file.absolute().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name in set(sys.modules) - known:
+            if Path(getattr(sys.modules[name], "__file__", None) or "").parent == Path(folder):
+                del sys.modules[name]
+
+
 def load(path: str, overrides: list[str]) -> Experiment:
     """The `experiment` of a Python file, with overrides such as "optimizer.b2=0.95" applied and all types checked.
 
@@ -112,7 +135,8 @@ def load(path: str, overrides: list[str]) -> Experiment:
     if not file.is_file():
         raise UserError(f"--config {path_text(path)}: no such file")
     try:
-        value = runpy.run_path(str(file)).get("experiment")
+        with beside(file):
+            value = runpy.run_path(str(file)).get("experiment")
     except UserError:
         raise
     except Exception as error:

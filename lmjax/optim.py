@@ -170,13 +170,20 @@ class Linear(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Down to `floor`, an absolute step size, along half a cosine (arXiv:1608.03983)."""
+    """Down to `floor`, an absolute step size, along half a cosine (arXiv:1608.03983), in the first `share` of the
+    steps after warm-up; then it stays there."""
 
     floor: float = 0.0
+    share: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}; expected a share above 0, up to 1")
 
     def after_warmup(self, share):
         low = self.floor / self.peak
-        return low + (1 - low) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+        return low + (1 - low) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(share / self.share, 1.0)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,9 @@ FLOORS = {
     "interop": 6, "generate": 6,
     "loaded": 7, "language_model": 7, "verifying": 8, "evaluate": 7,
     "train.state": 8, "train.step": 8,
+    "plan": 9,
     "train.prepare": 10, "train.report": 10, "train.loop": 10, "train": 10,
-    "commands": 11,
+    "planning_verb": 10, "commands": 11,
 }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def compile_step(experiment, optimizer, mesh):
     )
 
 
-def check_split(experiment, mesh: jax.sharding.Mesh) -> None:
+def check_split(experiment, mesh, *, with_kernel: bool = True) -> None:
     """Raises UserError where the batch or the weights cannot be split over the mesh, or the kernel cannot run on it."""
     axes = [f"mesh.{axis} {mesh.shape[axis]}" for axis in RULES["batch"] if mesh.shape[axis] > 1]
     ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
@@ -96,7 +96,8 @@ def check_split(experiment, mesh: jax.sharding.Mesh) -> None:
     parts = mesh.shape["sequence"]
     if length % parts:
         raise UserError(f"model.context {length} cannot be split {parts} ways (mesh.sequence)")
-    kernel(experiment, mesh)
+    if with_kernel:
+        kernel(experiment, mesh)
     # the vocabulary may not be known yet, and need not divide
     train_state.param_shardings(replace(experiment.model, vocab=experiment.model.vocab or 1), mesh)
 

@@ -1,0 +1,155 @@
+"""The train step as the compiler makes it: its memory, and what goes between devices."""
+
+import math
+import re
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from lmjax import optim
+from lmjax.data.batch import Batch
+from lmjax.errors import UserError
+from lmjax.experiment import Experiment
+from lmjax.plan.collectives import Collective, collectives
+from lmjax.plan.devices import Topology, devices_of
+from lmjax.sharding import batch_sharding, build_mesh
+from lmjax.train import state as train_state
+from lmjax.train.state import TrainState
+from lmjax.train.step import check_split, compile_step
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the state and one batch on one device, from shapes and shardings alone."""
+
+    params: int
+    optimizer: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of a compiled step, in bytes on one device. arguments: state and batch, as the device lays them out. temporaries:
+    what the step needs beside them. code: the program. seconds: that the compiler took."""
+
+    arguments: int
+    temporaries: int
+    code: int
+    host: int
+    collectives: dict[Collective, int]
+    seconds: float
+
+    @property
+    def peak(self) -> int:
+        """The new state is written over the old one, so it takes no room of its own."""
+        return self.arguments + self.temporaries + self.code
+
+
+class TooLarge(Exception):
+    """The compiler found no way to fit the step into the device. needed: bytes on one device, as far as it said."""
+
+    def __init__(self, needed: float | None):
+        super().__init__(needed)
+        self.needed = needed
+
+
+def abstract_state(experiment: Experiment, optimizer, mesh) -> TrainState:
+    """The state's shapes, each with its place on the mesh."""
+    where = train_state.shardings(experiment.model, optimizer, mesh)
+    shapes = jax.eval_shape(lambda: train_state.fresh(experiment.model, optimizer, experiment.seed))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where)
+
+
+def abstract_batch(experiment: Experiment, mesh) -> Batch:
+    """The shapes of one step's batch."""
+    rows = batch_sharding(mesh)
+
+    def field(dtype):
+        return jax.ShapeDtypeStruct((experiment.batch_size, experiment.model.context), dtype, sharding=rows)
+
+    ids = field(jnp.int32)
+    return Batch(ids, ids, ids if experiment.data.apart else None, ids, field(jnp.float32))
+
+
+def bytes_on_device(tree) -> int:
+    """One device's share of abstract arrays that have a sharding."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def transform(experiment: Experiment):
+    return optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
+
+
+def sizes_of(experiment: Experiment, mesh) -> Sizes:
+    """What the compiler's arguments must come to. The mesh may be an abstract one."""
+    state = abstract_state(experiment, transform(experiment), mesh)
+    return Sizes(
+        bytes_on_device(state.params),
+        bytes_on_device(state.opt_state),
+        bytes_on_device(abstract_batch(experiment, mesh)),
+    )
+
+
+def compile_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[jax.stages.Compiled, Figures]:
+    """The very step that `train` runs, compiled for the devices of this mesh. Raises TooLarge."""
+    optimizer = transform(experiment)
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        state, batch = abstract_state(experiment, optimizer, mesh), abstract_batch(experiment, mesh)
+        lowered = compile_step(experiment, optimizer, mesh).lower(state, batch)
+        try:
+            program = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise TooLarge(_needed(str(error), bytes_on_device(state))) from None
+    memory = program.memory_analysis()
+    return program, Figures(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        host=memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
+        collectives=collectives(program.as_text()),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _needed(message: str, state: int) -> float | None:
+    """From "temporaries (131.53G) exceeds available HBM (95.74G)" or "Used 120.05G of 95.74G hbm"."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    if found := re.search(r"temporaries \(([\d.]+)([KMGT])\)", message):
+        return float(found[1]) * units[found[2]] + state
+    if found := re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", message):
+        return float(found[1]) * units[found[2]]
+    return None
+
+
+def planned_mesh(experiment: Experiment, topology: Topology):
+    """(mesh, whether there is a compiler for its devices). Raises UserError where the mesh does not fit the devices, or
+    the model not the mesh."""
+    if topology.here:
+        mesh = build_mesh(experiment.mesh)
+    elif topology.is_tpu:
+        mesh = _pod_mesh(experiment, topology)
+    else:
+        sizes = experiment.mesh.resolve(topology.count)
+        mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    real = topology.here or topology.is_tpu
+    check_split(experiment, mesh, with_kernel=real)
+    return mesh, real
+
+
+def _pod_mesh(experiment: Experiment, topology: Topology) -> jax.sharding.Mesh:
+    devices = devices_of(topology)
+    try:
+        return build_mesh(experiment.mesh, devices)
+    except NotImplementedError:
+        sizes = " x ".join(f"{name} {n}" for name, n in experiment.mesh.resolve(len(devices)).items() if n > 1)
+        sides = " x ".join(map(str, topology.shape))
+        raise UserError(
+            f"mesh: {sizes} does not lie on a pod of {sides}: each axis must be a product of some of its sides"
+        ) from None

@@ -1,0 +1,97 @@
+"""What follows from the experiment alone: parameters, FLOPs, bytes. No device, no compiler."""
+
+import math
+from dataclasses import dataclass
+
+from lmjax.experiment import Experiment
+from lmjax.models.config import ModelConfig
+from lmjax.models.feedforward import Dense, Experts
+from lmjax.models.transformer import abstract_params
+from lmjax.trees import named_leaves
+
+PETAFLOP_DAY = 1e15 * 86_400
+
+PARTS = {
+    "embedding": "embedding", "positions": "positions", "attention": "blocks/attention/",
+    "feed-forward": "blocks/feedforward/", "norms": "", "unembedding": "unembedding",
+}  # fmt: skip
+
+
+def params_by_part(cfg: ModelConfig) -> dict[str, int]:
+    """Parameters of each part that the model has; they add up to N."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, leaf in named_leaves(abstract_params(cfg)):
+        part = next((part for part, start in PARTS.items() if start and name.startswith(start)), "norms")
+        counts[part] += math.prod(leaf.shape)
+    return {part: number for part, number in counts.items() if number}
+
+
+def params(cfg: ModelConfig) -> int:
+    """N, every parameter."""
+    return sum(params_by_part(cfg).values())
+
+
+def used_params(cfg: ModelConfig) -> int:
+    """The parameters that one token is multiplied by, as MFU counts them: all but the position table, and of a
+    mixture only the experts that it goes to."""
+    total = params(cfg) - params_by_part(cfg).get("positions", 0)
+    if isinstance(ff := cfg.feedforward, Experts):
+        experts = 3 * cfg.layers * cfg.width * cfg.hidden
+        total -= experts * (ff.count - ff.chosen)
+    return total
+
+
+def flops_per_token(cfg: ModelConfig) -> int:
+    """6 N + 12 L H Q T (PaLM, arXiv:2204.02311, appendix B): N as `used_params`, the whole square of attention,
+    nothing for recomputation."""
+    return 6 * used_params(cfg) + 12 * cfg.layers * cfg.heads * cfg.head_width * cfg.context
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a device really computes for one token, in FLOPs. recomputed: what the remat policy makes twice."""
+
+    products: float
+    attention: float
+    recomputed: float
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention + self.recomputed
+
+
+def work_per_token(cfg: ModelConfig) -> Work:
+    """A look-up multiplies nothing; a causal kernel reads half the keys, and of a window only its width."""
+    untied = 0 if cfg.tied else params_by_part(cfg)["embedding"]
+    multiplied = used_params(cfg) - untied
+    unembedding = cfg.vocab * cfg.width
+    seen = [min(span.window or cfg.context, cfg.context) for span in cfg.pattern]
+    # the mean number of keys that a query sees, over all places of a row and all layers
+    keys = sum(window * (1 - (window - 1) / (2 * cfg.context)) for window in seen) / len(seen)
+    look = 4 * cfg.layers * cfg.heads * cfg.head_width * keys
+    again = {"nothing": 0.0, "products": look}.get(cfg.remat, look + 2 * (multiplied - unembedding))
+    return Work(6 * multiplied, 3 * look, again)
+
+
+def kept_activations(experiment: Experiment) -> float:
+    """Bytes of activations that the backward pass of one microbatch needs, over all devices: by remat policy, each
+    block's input, or also what its matrix products gave, or about twice that."""
+    cfg = experiment.model
+    size = 2 if cfg.dtype == "bfloat16" else 4
+    heads, gated = cfg.heads + 2 * cfg.n_kv_heads, not isinstance(cfg.feedforward, Dense)
+    chosen = cfg.feedforward.chosen if isinstance(cfg.feedforward, Experts) else 1
+    products = heads * cfg.head_width + cfg.width + chosen * ((1 + gated) * cfg.hidden + cfg.width)
+    numbers = {"everything": cfg.width, "products": cfg.width + products}.get(cfg.remat, 2 * (cfg.width + products))
+    return experiment.microbatch_size * cfg.context * cfg.layers * numbers * size
+
+
+def three_digits(number: float) -> str:
+    """As the papers print it: 3.14e23, 3,640, 27.4, 0.05."""
+    if number >= 1e6:
+        mantissa, exponent = f"{number:.2e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    if number <= 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(number)))
+    rounded = float(f"{number:.3g}")
+    return f"{rounded:,.{digits}f}" if digits else f"{rounded:,.0f}"
