@@ -110,8 +110,10 @@ def time_lines(made: Plan, price: float | None) -> Iterator[str]:
         f"(rings over {device.link / 1e9:.4g} GB/s a link)"
     )
     whose = "rates measured on this machine just now" if made.topology.here and rate < 1e13 else "the makers' rates"
-    yield f"  assumed: {whose}, all three at one time, nothing else; real steps take longer (MFU counts the whole square of "
-        "attention, of which a causal kernel makes half)"
+    yield (
+        f"  assumed: {whose}, all three at one time, nothing else; real steps take longer (MFU counts the whole square "
+        "of attention, of which a causal kernel makes half)"
+    )
     speed, seconds = made.tokens_per_second, experiment.steps * best.step
     hours = seconds / 3600 * made.topology.count
     utilisation = "" if made.topology.here and rate < 1e13 else f", MFU {mfu(experiment, made.topology, best.step):.1%}"
