@@ -181,7 +181,8 @@ def plan_without_accelerator(options) -> None:
     """Planning for a pod wants no device of this machine, and must not ask the network which pod this is."""
     quiet = {
         "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
-        "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
     }  # fmt: skip
     if options.topology != "here":
         for name, value in quiet.items():

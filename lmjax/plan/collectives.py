@@ -43,8 +43,9 @@ class Collective:
 def collectives(text: str) -> dict[Collective, int]:
     """How often each runs in one run of the program: what is in a loop counts as often as the loop turns."""
     bodies, entry = _computations(text)
+    partitions = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
     found: dict[Collective, int] = defaultdict(int)
-    _visit(bodies, entry, 1, found)
+    _visit(_Program(bodies, int(partitions[1]) if partitions else 1), entry, 1, set(), found)
     return dict(found)
 
 
@@ -70,26 +71,38 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _visit(bodies, name: str, times: int, found) -> None:
-    lines = bodies.get(name, [])
+@dataclass(frozen=True)
+class _Program:
+    """bodies: the lines of each computation. devices: on which it runs."""
+
+    bodies: dict[str, list[str]]
+    devices: int
+
+
+def _visit(program: _Program, name: str, times: int, channels: set[str], found) -> None:
+    """channels: of the collectives already counted in this turn of the loop. One that runs beside other work stands in
+    several fusions, its beginning, middle and end."""
+    lines = program.bodies.get(name, [])
     for line in lines:
         operation = _OPERATION.match(line)
         if not operation:
             continue
         kind = operation[4].removesuffix("-start")
         if kind in KINDS:
-            one = _collective(kind, operation, line, lines)
-            if one.group > 1:
+            channel = re.search(r"channel_id=\d+", line)
+            one = _collective(kind, operation, line, lines, program.devices)
+            if one.group > 1 and not (channel and channel[0] in channels):
                 found[one] += times
-            continue
-        if loop := _WHILE.search(line):
-            _visit(bodies, loop[2], times * _turns(line, bodies.get(loop[1], [])), found)
+            channels |= {channel[0]} if channel else set()
+        elif loop := _WHILE.search(line):
+            turns = _turns(line, program.bodies.get(loop[1], []))
+            _visit(program, loop[2], times * turns, set(), found)
         elif operation[4] in ("fusion", "call", "async-start", "custom-call") and (called := _CALL.search(line)):
-            _visit(bodies, called[1], times, found)
+            _visit(program, called[1], times, channels, found)
         elif branches := _BRANCHES.search(line):
             names = branches[1].split(",") if branches[1] else [branches[2], branches[3]]
             # one of them runs; layers of different windows take turns, and their collectives are alike
-            _visit(bodies, names[0].strip().lstrip("%"), times, found)
+            _visit(program, names[0].strip().lstrip("%"), times, channels, found)
 
 
 def _turns(line: str, condition: list[str]) -> int:
@@ -100,13 +113,13 @@ def _turns(line: str, condition: list[str]) -> int:
     return max(constants, default=1)
 
 
-def _collective(kind: str, operation, line: str, lines: list[str]) -> Collective:
+def _collective(kind: str, operation, line: str, lines: list[str], devices: int) -> Collective:
     arrays = [_bytes(match) for match in _ARRAY.finditer(operation[3])]
     size = sum(arrays)
     if line.find("-start(") > 0 and kind in ("all-gather", "collective-permute"):
         # operands stand in the result too
         size = max(arrays, default=0)
-    group = _group(line, kind)
+    group = _group(line, kind, devices)
     if kind == "reduce-scatter":
         size *= group
     cut_afterwards = len(lines) < 12 and any("ROOT" in other and " dynamic-slice(" in other for other in lines)
@@ -121,15 +134,15 @@ def _bytes(match) -> float:
     return BYTES.get(match[1], 1 if match[1].startswith("f8") else 4) * math.prod(sides)
 
 
-def _group(line: str, kind: str) -> int:
-    """How many devices take part together."""
+def _group(line: str, kind: str, devices: int) -> int:
+    """How many devices take part together; all where nothing says so."""
     if kind == "collective-permute":
         return 2
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line):
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
         sizes = dict(re.findall(r"'([\w.]+)'=(\d+)", named[1]))
         return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'([\w.]+)'", named[2]))
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return listed[1].count(",") + 1
-    return 1
+    return devices

@@ -17,10 +17,11 @@ HERE = "here"
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One device. kind: how JAX names it. memory: usable bytes. peak: dense bfloat16 FLOP/s. peak32: of products of
-    float32 at JAX's default precision, which is bfloat16 on TPU and TF32 on NVIDIA's. bandwidth: of its memory,
-    bytes/s. link: bytes/s one way over one link to a neighbour; a torus has two links in each of its dimensions, a
-    GPU has all its links in one. node: how many are joined by such links; None: all. beyond: bytes/s to other nodes."""
+    """One device. kind: how the name begins that JAX gives it. memory: usable bytes. peak: dense bfloat16 FLOP/s.
+    peak32: of float32 products at JAX's default precision, which is bfloat16 on TPU and TF32 on NVIDIA's. bandwidth: of
+    its memory, bytes/s. link: bytes/s one way over one link to a neighbour; a torus has two links in each of its
+    dimensions, a GPU has all its links in one. node: how many are joined by such links; None: all. beyond: bytes/s to
+    other nodes."""
 
     kind: str
     memory: float
@@ -46,12 +47,8 @@ DEVICES = {
     "a100-40": Device(
         kind="NVIDIA A100-SXM4-40GB", memory=39 * GIB, peak=312e12, bandwidth=1555e9, link=300e9, node=8, beyond=25e9
     ),
-    "a100": Device(
-        kind="NVIDIA A100-SXM4-80GB", memory=79 * GIB, peak=312e12, bandwidth=2039e9, link=300e9, node=8, beyond=25e9
-    ),
-    "h100": Device(
-        kind="NVIDIA H100 80GB HBM3", memory=79 * GIB, peak=989e12, bandwidth=3350e9, link=450e9, node=8, beyond=50e9
-    ),
+    "a100": Device(kind="NVIDIA A100", memory=79 * GIB, peak=312e12, bandwidth=2039e9, link=300e9, node=8, beyond=25e9),
+    "h100": Device(kind="NVIDIA H100", memory=79 * GIB, peak=989e12, bandwidth=3350e9, link=450e9, node=8, beyond=50e9),
     "h200": Device(
         kind="NVIDIA H200", memory=140 * GIB, peak=989e12, bandwidth=4800e9, link=450e9, node=8, beyond=50e9
     ),
@@ -107,19 +104,31 @@ def devices_of(topology: Topology) -> list:
         return list(topologies.get_topology_desc(topology.name, platform="tpu").devices)
     except Exception as error:  # RuntimeError without libtpu, JaxRuntimeError from it
         reason = " ".join(str(error).split())
-        if "INVALID_ARGUMENT" in reason:
-            raise UserError(f"--topology {topology.name}: there is no such pod: {reason}") from None
-        raise UserError(
-            f"--topology {topology.name}: compiling for TPU needs libtpu: python -m pip install -e '.[plan]' ({reason})"
-        ) from None
+        if "not installed" in reason:
+            reason = "compiling for TPU needs libtpu: python -m pip install -e '.[plan]'"
+        elif "INVALID_ARGUMENT" in reason:
+            reason = f"there is no such pod: {reason.removeprefix('INVALID_ARGUMENT: ')}"
+        raise UserError(f"--topology {topology.name}: {reason}") from None
 
 
 def of_this_machine() -> Topology:
     """The devices at hand, with their maker's figures, or where these are not in the table with rates measured now."""
     devices = jax.devices()
-    named = [name for name, device in DEVICES.items() if device.kind == devices[0].device_kind]
-    device = DEVICES[named[0]] if named else measured(devices[0], len(devices))
-    return Topology(f"{named[0] if named else device.kind}:{len(devices)}", device, (len(devices),), here=True)
+    name = name_of(devices[0].device_kind)
+    device = DEVICES[name] if name else measured(devices[0], len(devices))
+    return Topology(f"{name or device.kind}:{len(devices)}", device, (len(devices),), here=True)
+
+
+def peak_flops() -> float | None:
+    """bfloat16 FLOP/s of all devices at hand together; None where the table has them not, CPUs for one."""
+    name = name_of(jax.devices()[0].device_kind)
+    return DEVICES[name].peak * jax.device_count() if name else None
+
+
+def name_of(kind: str) -> str | None:
+    """The name in the table of what JAX calls by this kind; None where it is not there."""
+    found = [name for name, device in DEVICES.items() if kind.startswith(device.kind)]
+    return max(found, key=lambda name: len(DEVICES[name].kind), default=None)
 
 
 def measured(device: jax.Device, count: int) -> Device:

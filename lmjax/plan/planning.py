@@ -10,6 +10,7 @@ from lmjax.plan.counts import kept_activations
 from lmjax.plan.devices import Topology
 from lmjax.plan.roofline import Roofline, counted_collectives, roofline
 from lmjax.tokenizers import Bytes, ByteTokenizer, SentencePiece
+from lmjax.train.step import kernel
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Plan:
     needed: float | None
     compiled: bool
     program: object = None
+
+    @property
+    def kernel(self) -> str:
+        """Of attention, by name; of devices without a compiler here it is not known."""
+        return type(kernel(self.experiment, self.mesh)[0]).__name__ if self.compiled else "unknown"
 
     @property
     def fits(self) -> bool:
@@ -71,6 +77,11 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
     """Compile the step where there is a compiler for the topology; else count. Raises UserError."""
     experiment = with_known_vocab(experiment)
     mesh, real = planned_mesh(experiment, topology)
+    return plan_on(experiment, topology, mesh, real=real)
+
+
+def plan_on(experiment: Experiment, topology: Topology, mesh, *, real: bool = True) -> Plan:
+    """The same on a mesh that is there already. real: whether there is a compiler for it."""
     size = sizes_of(experiment, mesh)
     if not real:
         return Plan(experiment, topology, mesh, size, None, counted_bytes(experiment, mesh, size), False)

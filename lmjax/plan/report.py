@@ -53,7 +53,7 @@ def memory_lines(made: Plan) -> Iterator[str]:
     device, size, figures = made.topology.device, made.size, made.figures
     sizes = " x ".join(f"{axis} {n}" for axis, n in made.mesh.shape.items() if n > 1) or "one device"
     count = f"{made.topology.count:,} x {device.kind}"
-    yield f"devices: {made.topology.name}, {count}, {_gib(device.memory)} each; mesh {sizes}"
+    yield f"devices: {made.topology.name}, {count}, {_gib(device.memory)} each; mesh {sizes}; attention {made.kernel}"
     yield (
         f"state on each: parameters {size.params:,} bytes, optimizer {size.optimizer:,} bytes, batch {size.batch:,} "
         "bytes (shapes and shardings)"

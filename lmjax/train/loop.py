@@ -18,11 +18,11 @@ from lmjax.loaded import read_texts
 from lmjax.run_directory import RunDirectory, environment
 from lmjax.sharding import place_batch
 from lmjax.train import state as train_state
+from lmjax.train.predict import graded, predict, telling_what_helps
 from lmjax.train.prepare import Prepared, held_out_lines, in_force, prepare
 from lmjax.train.report import Report, Screen
 from lmjax.train.start import params_of
 from lmjax.train.state import TrainState
-from lmjax.train.step import compile_step
 
 
 class Stopped(Exception):
@@ -49,23 +49,24 @@ def train(experiment: Experiment, run_path: Path, *, accept_changes: bool = Fals
             screen.say(trees.table(state.params))
             for line in [in_force(prepared), *changes]:
                 screen.say(line)
-            run_steps(run, prepared, optimizer, state, screen)
+            run_steps(run, prepared, state, screen)
 
 
-def run_steps(run: RunDirectory, prepared: Prepared, optimizer, state: TrainState, screen: Screen) -> None:
+def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, screen: Screen) -> None:
     """The loop. A step is sent off before the results of the one before are looked at, so the device never waits."""
     experiment, mesh = prepared.experiment, prepared.mesh
     done, steps = int(state.step), experiment.steps
-    step_function, loss_of = compile_step(experiment, optimizer, mesh), compile_loss(experiment)
+    made, loss_of = predict(experiment, mesh, screen.say), compile_loss(experiment)
     rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=steps))(np.arange(steps)))
     best = checkpoint.best_loss(run.checkpoints)
     with (
         StopSignals() as stop,
         Checkpoints(run.checkpoints, experiment.keep_checkpoints) as checkpoints,
-        Report(run, experiment, state.params, done, screen) as report,
+        Report(run, experiment, done, screen) as report,
+        telling_what_helps(made, screen.say),
     ):
         for step, batch in prepared.batches.ahead(done + 1, steps, partial(place_batch, mesh=mesh)):
-            state, metrics = step_function(state, batch)
+            state, metrics = made.program(state, batch)
             report.step(step, metrics, float(rates[step - 1]), partial(describe, prepared, step))
 
             result = None
@@ -88,6 +89,7 @@ def run_steps(run: RunDirectory, prepared: Prepared, optimizer, state: TrainStat
                 checkpoints.wait()
                 raise Stopped(stopping, step)
     summarise(run, result, text, screen)
+    screen.say(graded(made, report.tokens_per_second))
 
 
 def due(step: int, every: int, steps: int) -> bool:

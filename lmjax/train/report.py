@@ -10,35 +10,11 @@ import jax
 from tensorboardX import SummaryWriter
 
 from lmjax.errors import UserError
-from lmjax.models.config import ModelConfig
+from lmjax.plan.counts import flops_per_token
+from lmjax.plan.devices import peak_flops
 from lmjax.run_directory import RunDirectory
-from lmjax.trees import count
-
-# peak dense bfloat16 FLOP/s of one device, from the makers' data sheets
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "TPU v4": 275e12, "TPU v5 lite": 197e12,
-    "TPU v5": 459e12, "TPU v6 lite": 918e12,
-}  # fmt: skip
 
 LINE_SECONDS = 5.0
-
-
-def flops_per_token(cfg: ModelConfig, params: int) -> float:
-    """6 N + 12 L H Q T (PaLM, arXiv:2204.02311, appendix B): N without the position table, the whole square of
-    attention, nothing for recomputation."""
-    return 6 * params + 12 * cfg.layers * cfg.heads * cfg.head_width * cfg.context
-
-
-def counted_params(params) -> int:
-    """N: all parameters but the position table, which is looked up and not multiplied."""
-    return count(params) - (params["positions"].size if "positions" in params else 0)
-
-
-def peak_flops() -> float | None:
-    """Of all devices together; None where the device is not in the table, a CPU for one."""
-    kinds = [device.device_kind for device in jax.devices()]
-    names = sorted((name for name in PEAK_FLOPS if kinds[0].startswith(name)), key=len)
-    return PEAK_FLOPS[names[-1]] * len(kinds) if names else None
 
 
 class Screen:
@@ -92,11 +68,11 @@ class Report:
     """Use as a context manager. `step` takes device scalars and looks at them one step later, so that the device
     never waits for the host."""
 
-    def __init__(self, run: RunDirectory, experiment, params, done: int, screen: Screen):
+    def __init__(self, run: RunDirectory, experiment, done: int, screen: Screen):
         self.experiment, self.done, self.screen = experiment, done, screen
         self.tokens_per_step = experiment.batch_size * experiment.model.context
         peak = peak_flops()
-        self.token_share_of_peak = flops_per_token(experiment.model, counted_params(params)) / peak if peak else None
+        self.token_share_of_peak = flops_per_token(experiment.model) / peak if peak else None
         self._file = open(run.metrics, "a", encoding="utf-8")
         self._samples = run.samples
         self._board = SummaryWriter(str(run.tensorboard), purge_step=done + 1 if done else None)
@@ -112,6 +88,11 @@ class Report:
         self.screen.end()
         self._board.close()
         self._file.close()
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the last steps, a running mean."""
+        return self.tokens_per_step / self._seconds if self._seconds else 0.0
 
     def step(self, step: int, metrics, rate: float, describe) -> None:
         """Take the metrics of a step just sent off, and write down those of the step before. Raises UserError where

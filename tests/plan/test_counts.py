@@ -1,0 +1,106 @@
+"""Counts against published figures and against brute force."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax import experiment as experiments
+from lmjax.models import zoo
+from lmjax.models.config import Span
+from lmjax.models.transformer import abstract_params
+from lmjax.plan import counts, published, scaling
+from lmjax.plan.counts import PETAFLOP_DAY, flops_per_token, three_digits
+from lmjax.trees import count
+from tests import tiny
+
+GPT3_FILES = ["125m", "350m", "760m", "1_3b", "2_7b", "6_7b", "13b", "175b"]
+
+
+def test_flops_per_token_equal_nanogpts_notebook():
+    """transformer_sizing.ipynb: 854,553,600 a token for GPT-2 124M without biases' position table."""
+    cfg = zoo.nanogpt(vocab=50_257)
+    assert counts.used_params(cfg) == 123_551_232
+    assert flops_per_token(cfg) == 854_553_600
+    assert 1024 * flops_per_token(cfg) == 875_062_886_400
+
+
+@pytest.mark.parametrize(("file", "n"), list(zip(GPT3_FILES, published.GPT3, strict=True)))
+def test_gpt3_sizes_are_exact_and_give_the_papers_digits(file, n):
+    """Table D.1: C = 6 N 300e9, from the paper's rounded N to all its digits, from the exact N to one in the third."""
+    experiment = experiments.load(f"experiments/gpt3_{file}.py", [])
+    _, millions, flops, days = published.GPT3[n]
+    assert counts.params(experiment.model) == n == sum(counts.params_by_part(experiment.model).values())
+    assert experiment.tokens == pytest.approx(300e9, rel=1e-5)
+    rounded = 6 * float(millions.replace(",", "")) * 1e6 * 300e9
+    assert three_digits(rounded) == flops
+    assert three_digits(rounded / PETAFLOP_DAY) == days
+    exact = 6 * n * experiment.tokens
+    # the paper's three digits, and N rounded to three more
+    assert exact == pytest.approx(float(flops), rel=7e-3)
+    assert exact / PETAFLOP_DAY == pytest.approx(float(days.replace(",", "")), rel=7e-3)
+    assert any(flops in line and days in line for line in published.beside(experiment.model))
+
+
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama, tiny.gemma, tiny.neox, tiny.mixtral])
+def test_parts_add_up_to_all_parameters(make):
+    cfg = make()
+    assert sum(counts.params_by_part(cfg).values()) == counts.params(cfg) == count(abstract_params(cfg))
+
+
+def test_a_mixture_counts_the_experts_that_a_token_uses():
+    cfg = tiny.mixtral()
+    one = replace(cfg, feedforward=replace(cfg.feedforward, count=cfg.feedforward.chosen))
+    unused_rows_of_the_router = cfg.layers * cfg.width * (cfg.feedforward.count - cfg.feedforward.chosen)
+    assert counts.used_params(cfg) == counts.params(one) + unused_rows_of_the_router
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 32, 1000])
+def test_attention_counts_the_pairs_that_see_each_other(window):
+    cfg = tiny.gpt2(pattern=(Span(), Span(window=window)))
+    T = cfg.context
+    distance = np.arange(T)[:, None] - np.arange(T)
+    pairs = sum(((distance >= 0) & (distance < (w or T))).sum() for w in (None, window)) / 2
+    forward_and_backward = 3 * 2 * 2 * cfg.layers * cfg.heads * cfg.head_width * pairs / T
+    # the mean place of a row has half a token more than the formula's mean
+    assert counts.work_per_token(cfg).attention == pytest.approx(forward_and_backward)
+
+
+def test_work_is_what_the_compiler_counts():
+    """Products of a step without a loop, which XLA's count would see once."""
+    cfg = tiny.llama(layers=1, vocab=512, width=128, heads=4, kv_heads=2, context=64)
+    from lmjax.train.step import grads_and_loss
+
+    experiment = tiny.experiment("unused", model=cfg, batch_size=4, microbatches=1)
+    run = jax.jit(lambda p, b: grads_and_loss(experiment, p, b, jax.random.key(0)))
+    flops = run.lower(abstract_params(cfg), tiny.batch(cfg, 4)).compile().cost_analysis()["flops"] / (4 * 64)
+    work = counts.work_per_token(cfg)
+    assert 0.9 < (work.products + 2 * work.attention) / flops < 1.0
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (3.142e23, "3.14e23"),
+        (3637.6, "3,640"),
+        (268.4, "268"),
+        (27.46, "27.5"),
+        (2.6, "2.60"),
+        (0.0512, "0.0512"),
+        (0, "0"),
+    ],
+)
+def test_three_digits(number, text):
+    assert three_digits(number) == text
+
+
+def test_chinchilla_is_the_minimum_of_its_own_formula():
+    fit = scaling.CHINCHILLA
+    assert fit.loss(70e9, 1.4e12) == pytest.approx(1.9366, abs=5e-5)
+    for flops in (1e18, 1e21, 5.76e23):
+        n, d = fit.best(flops)
+        assert 6 * n * d == pytest.approx(flops)
+        sizes = n * np.exp(np.linspace(-2, 2, 4001))
+        losses = fit.E + fit.A / sizes**fit.alpha + fit.B / (flops / 6 / sizes) ** fit.beta
+        assert sizes[np.argmin(losses)] == pytest.approx(n, rel=2e-3)

@@ -1,0 +1,149 @@
+"""The plan beside the compiler, and beside a process that really runs the step."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import pytest
+
+from lmjax.errors import UserError
+from lmjax.optim import AdamW, Lion, Muon
+from lmjax.plan import report
+from lmjax.plan.collectives import by_kind
+from lmjax.plan.devices import Topology, measured, of_this_machine, topology_of
+from lmjax.plan.planning import largest_batch, plan, with_known_vocab
+from lmjax.plan.remedies import changes, remedies
+from lmjax.sharding import Mesh
+from lmjax.tokenizers import Characters, SentencePiece
+from tests import tiny
+
+
+def experiment(cfg=None, **changes):
+    cfg = tiny.llama(vocab=96, width=64, context=16) if cfg is None else cfg
+    return tiny.experiment("unused", model=cfg, batch_size=16, microbatches=1, **changes)
+
+
+@pytest.fixture(scope="module")
+def here():
+    return of_this_machine()
+
+
+MESHES = {"data": Mesh(), "fsdp": Mesh(data=1, fsdp=8), "mixed": Mesh(data=1, fsdp=2, tensor=2, sequence=2)}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "optimizer"), [("data", AdamW()), ("fsdp", AdamW()), ("mixed", Muon()), ("mixed", Lion())]
+)
+def test_planned_bytes_are_the_compilers(mesh, optimizer, here):
+    """Exactly: state and batch, and the 4 bytes of the step's number."""
+    made = plan(experiment(mesh=MESHES[mesh], optimizer=optimizer), here)
+    size = made.size
+    assert made.figures.arguments == size.params + size.optimizer + size.batch + 4
+    assert made.needed > made.figures.arguments
+    assert made.fits
+    if mesh == "fsdp":
+        kinds = by_kind(made.collectives)
+        assert kinds["all-gather"][1] > 0
+    text = "\n".join(report.lines(made, price=2.0))
+    assert f"parameters {size.params:,} bytes" in text
+    assert "fits" in text
+
+
+def test_the_peak_is_what_a_process_takes():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.plan.resident"], env=tiny.environment_of_a_process() | {"MALLOC_ARENA_MAX": "2"}, cwd=tiny.ROOT,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    figures = json.loads(done.stdout)
+    assert figures["rise"] == pytest.approx(figures["planned"], rel=0.10)
+
+
+def small(here, memory: float) -> Topology:
+    return replace(here, device=replace(here.device, memory=memory))
+
+
+def test_what_does_not_fit_gets_remedies_that_help(here):
+    """Each is a real experiment that differs as it says; the first of the list fits where any does."""
+    tight = experiment(tiny.gpt2(vocab=96, context=128), mesh=Mesh(data=8))
+    needed = plan(tight, here).needed
+    made = plan(tight, small(here, 0.7 * needed))
+    assert not made.fits
+    assert "too much" in report.verdict(made)
+    told = []
+    ranked = remedies(made, told.append, rounds=1)
+    assert {r.overrides for r in ranked} == {r.overrides for r in told}
+    assert {override.split("=")[0] for r in ranked for override in r.overrides} >= {
+        "microbatches",
+        "mesh.fsdp",
+        "model.remat",
+    }
+    assert ranked[0].plan.fits
+    assert [r.plan.fits for r in ranked] == sorted((r.plan.fits for r in ranked), reverse=True)
+    more = [r.plan.needed for r in ranked if r.overrides[0].startswith("microbatches")]
+    assert all(n < needed for n in more)
+
+
+def test_changes_keep_the_experiment_valid(here):
+    made = plan(experiment(mesh=Mesh(data=4, fsdp=2)), here)
+    for overrides, changed in changes(made):
+        for override in overrides:
+            path, _, value = override.partition("=")
+            found = changed
+            for name in path.split("."):
+                found = getattr(found, name)
+            assert str(found) == value
+
+
+def test_search_finds_the_largest_batch(here):
+    one = experiment(tiny.gpt2(vocab=96, context=64, layers=1), mesh=Mesh(data=8))
+    sizes = {rows: plan(replace(one, batch_size=8 * rows), here).needed for rows in (3, 4)}
+    assert sizes[3] < sizes[4]
+    tried = []
+    best = largest_batch(one, small(here, (sizes[3] + sizes[4]) / 2), tried.append)
+    assert best.experiment.batch_size == 24
+    assert [p.experiment.batch_size for p in tried] == [8, 16, 32, 24]
+    assert largest_batch(one, small(here, 1000.0), tried.append) is None
+
+
+def test_devices_that_are_not_here_are_counted():
+    made = plan(replace(experiment(), mesh=Mesh(data=1, fsdp=4, tensor=2)), topology_of("h100:8"))
+    assert made.figures is None
+    assert not made.compiled
+    assert made.needed > made.size.params + made.size.optimizer
+    assert {one.kind for one in made.collectives} == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert "estimate from counts" in report.verdict(made)
+
+
+def test_planning_knows_the_vocabulary_without_files():
+    unknown = replace(experiment(), model=replace(experiment().model, vocab=None))
+    assert with_known_vocab(unknown).model.vocab == 258
+    assert with_known_vocab(replace(unknown, tokenizer=SentencePiece(vocab_size=999))).model.vocab == 999
+    with pytest.raises(UserError, match=r"--model\.vocab=N"):
+        with_known_vocab(replace(unknown, tokenizer=Characters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v9:2x2", "expected here, or KIND:SHAPE"),
+        ("v5p:2x2", "has 3 dimension"),
+        ("h100:0", "1 dimension"),
+        ("v5e", "expected here"),
+    ],
+)
+def test_topologies_that_do_not_exist(name, message):
+    with pytest.raises(UserError, match=message):
+        topology_of(name)
+
+
+def test_a_mesh_that_does_not_divide_names_the_nearest():
+    with pytest.raises(UserError, match=r"kv_heads of size 4 cannot be split 8 ways \(tensor\); 4 ways would do"):
+        plan(experiment(tiny.llama(vocab=96, kv_heads=4), mesh=Mesh(data=1, tensor=8)), topology_of("h100:8"))
+
+
+def test_rates_are_measured_where_the_table_has_none():
+    device = measured(jax.devices()[0], 8)
+    assert 1e8 < device.peak32 < 1e14
+    assert 1e7 < device.bandwidth < 1e12
