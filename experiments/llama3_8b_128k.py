@@ -17,9 +17,9 @@ experiment = replace(
     name="llama3_8b_128k",
     model=replace(short.model, context=131_072),
     schedule=Cosine(peak=3e-5, warmup=0.01, floor=3e-6),
-    mesh=Mesh(data="rest", fsdp=4, sequence=16),
+    mesh=Mesh(data="rest", fsdp=4, sequence=8),
     batch_size=32,
     microbatches=2,
     steps=1000,
-    topology="v5p:4x4x16",
+    topology="v5p:4x4x8",
 )

@@ -29,13 +29,16 @@ class Roofline:
 
 
 def roofline(experiment: Experiment, topology: Topology, mesh, size: Sizes, found: dict[Collective, int]) -> Roofline:
-    """compute: `work_per_token` at the peak rate; memory: see `memory_traffic`; wires: the bytes of each collective
-    over the links that its group has."""
+    """compute: `work_per_token` at the peak rate, on the busiest device; memory: see `memory_traffic`; wires: the
+    bytes of each collective over the links that its group has."""
     cfg, device, devices = experiment.model, topology.device, topology.count
     tokens = experiment.batch_size * cfg.context / devices
+    work, parts = work_per_token(cfg), mesh.shape["sequence"]
+    # the device with the end of each row sees nearly all keys before it, twice the mean
+    flops = work.total + work.attention * (1 - 1 / parts)
     peak = device.peak if cfg.dtype == "bfloat16" else device.peak32
     return Roofline(
-        compute=tokens * work_per_token(cfg).total / peak,
+        compute=tokens * flops / peak,
         memory=memory_traffic(experiment, mesh, size) / device.bandwidth,
         wires=sum(times * one.wire / link_rate(topology, one.group) for one, times in found.items()),
     )
