@@ -11,6 +11,7 @@ from tensorboardX import SummaryWriter
 
 from lmjax.errors import UserError
 from lmjax.models.config import ModelConfig
+from lmjax.models.feedforward import Experts
 from lmjax.run_directory import RunDirectory
 from lmjax.trees import count
 
@@ -24,8 +25,10 @@ LINE_SECONDS = 5.0
 
 
 def flops_per_token(cfg: ModelConfig, params: int) -> float:
-    """6 N + 12 L H Q T (PaLM, arXiv:2204.02311, appendix B): N without the position table, the whole square of
-    attention, nothing for recomputation."""
+    """6 N + 12 L H Q T (PaLM, arXiv:2204.02311, appendix B): N without the position table and the experts that a token
+    does not choose, the whole square of attention, nothing for recomputation."""
+    if isinstance(cfg.feedforward, Experts):
+        params -= cfg.layers * (cfg.feedforward.count - cfg.feedforward.chosen) * 3 * cfg.width * cfg.hidden
     return 6 * params + 12 * cfg.layers * cfg.heads * cfg.head_width * cfg.context
 
 
@@ -158,6 +161,11 @@ class Report:
             "step": step, "loss": loss, "tokens": step * self.tokens_per_step, "tokens_per_second": round(speed, 1),
             "learning_rate": rate, "grad_norm": norm,
         }  # fmt: skip
+        if metrics.routed is not None:
+            # 1 is an equal load of all experts
+            line |= {"balance": float(metrics.routed.balance), "router_z": float(metrics.routed.z)}
+            if self.experiment.model.feedforward.capacity is not None:
+                line["dropped"] = float(metrics.routed.dropped)
         if self.token_share_of_peak is not None:
             line["mfu"] = speed * self.token_share_of_peak
         self._line(line)
