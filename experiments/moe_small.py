@@ -2,7 +2,7 @@
 
     python run.py --config experiments/moe_small.py
 
-The text, the tokenizer and the schedule are those of small.py, and so is the width of what a token goes through.
+The text, the tokenizer and the optimizer are those of small.py.
 """
 
 from lmjax.data.sources import PythonLibrary, WholeDocuments
@@ -25,7 +25,7 @@ experiment = Experiment(
         bias=False,
         norm=RMSNorm(),
         positions=Rotary(),
-        feedforward=Experts(count=8, chosen=2, width=256, capacity=1.5),
+        feedforward=Experts(count=8, chosen=2, width=128, capacity=1.25),
         unroll=3,
     ),
     tokenizer=SentencePiece(vocab_size=2048),

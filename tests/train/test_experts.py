@@ -3,14 +3,16 @@
 import functools
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from lmjax.models.feedforward import Experts
 from lmjax.optim import AdamW
-from lmjax.sharding import Mesh
+from lmjax.sharding import Mesh, build_mesh, place_batch
+from lmjax.train.step import compile_step
 from tests import tiny
-from tests.train.test_step import experiment, train, worst
+from tests.train.test_step import experiment, start, train, worst
 
 MESHES = {
     "experts": Mesh(data=2, expert=4), "mixed": Mesh(data=1, fsdp=2, tensor=2, expert=2),
@@ -47,3 +49,15 @@ def test_eight_devices_equal_one(name, capacity):
     np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
     np.testing.assert_allclose(other_norms, norms, rtol=1e-5)
     assert worst(params, other) < 1e-5
+
+
+def test_no_device_holds_the_weights_of_all_experts():
+    exp, mesh = mixture(None), build_mesh(MESHES["experts"])
+    with jax.set_mesh(mesh):
+        state, optimizer = start(exp, mesh)
+        step = compile_step(exp, optimizer, mesh)
+        program = step.lower(state, place_batch(batch_of(exp, 0), mesh)).compile().as_text()
+    # the stack of both layers, and one layer's, in the forms of gate and down
+    assert "f32[2,2,32,24]" in program
+    for shape in ("[8,32,24]", "[8,24,32]", "[2,8,32,24]", "[2,8,24,32]"):
+        assert shape not in program
