@@ -111,13 +111,21 @@ def decay_mask(params):
 
 
 def _muon_labels(params):
-    return map_named(lambda name, _: "muon" if name.startswith("blocks/") and is_matrix(name) else "adam", params)
+    def label(name, _):
+        # a router chooses among experts, as the unembedding among tokens
+        inside = name.startswith("blocks/") and not name.endswith("/router")
+        return "muon" if inside and is_matrix(name) else "adam"
+
+    return map_named(label, params)
 
 
 def _muon_axes(params):
-    """Stacked kernels are (L, in, out), (L, D, N, H) or, for attention's output, (L, N, H, D)."""
+    """Stacked kernels are (L, in, out), (L, D, N, H) or, for attention's output, (L, N, H, D). Experts are (L, E, in,
+    out), each expert a matrix of its own."""
 
     def axes(name, x):
+        if x.ndim == 4 and "/feedforward/" in name:
+            return MuonDimensionNumbers((2,), (3,))
         inputs = x.ndim - 2 if name.endswith("out/kernel") else 1
         return MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, x.ndim)))
 

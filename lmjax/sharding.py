@@ -27,6 +27,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "mlp": ("tensor",),
     "experts": ("expert",),
+    "capacity": ("data", "fsdp", "sequence"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),

@@ -26,7 +26,7 @@ MUTANTS = {
         "tests/data/test_windows.py::test_packed_equals_unpacked",
     ),
     "a mean of means": (
-        "lmjax/train/step.py", "return loss.total, loss", "return loss.mean(), Loss(loss.mean(), 1.0)",
+        "lmjax/train/step.py", "return loss.objective, loss", "return loss.mean(), Loss(loss.mean(), 1.0)",
         "tests/train/test_step.py::test_microbatches_with_unequal_token_counts_equal_one",
     ),
     "a dropout key reused in every microbatch": (

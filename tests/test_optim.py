@@ -115,6 +115,21 @@ def test_muon_orthogonalises_each_layer_of_a_stack_alone():
         np.testing.assert_allclose(flat_u[name], -0.05 * np.sign(flat_g[name]), atol=1e-4)
 
 
+def test_muon_orthogonalises_each_expert_alone_and_no_router():
+    cfg = tiny.mixtral()
+    params = transformer.init_params(cfg, jax.random.key(0))
+    tx = optim.transform(Muon(adam_scale=0.5), Constant(peak=0.1), 10)
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    g = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), params)
+    updates, _ = tx.update(g, tx.init(params), params)
+    ours, given = updates["blocks"]["feedforward"], g["blocks"]["feedforward"]
+    for name in ("gate", "down"):
+        x = np.asarray(given[name][1, 3], np.float64)
+        wanted = -0.1 * math.sqrt(max(1, x.shape[1] / x.shape[0])) * newton_schulz(x)
+        np.testing.assert_allclose(ours[name][1, 3], wanted, atol=2e-5)
+    np.testing.assert_allclose(ours["router"], -0.05 * np.sign(given["router"]), atol=1e-5)
+
+
 def test_muon_equals_optax():
     params = {"blocks": {"w": {"kernel": jnp.ones((1, 6, 4))}}}
     dims = MuonDimensionNumbers((1,), (2,))

@@ -9,6 +9,7 @@ from lmjax.errors import UserError
 from lmjax.interop.config_json import ConfigJson
 from lmjax.interop.mapping import Entry
 from lmjax.models.config import ModelConfig, Span
+from lmjax.models.feedforward import Experts
 from lmjax.models.norms import LayerNorm
 
 # what old versions of transformers stored beside the weights
@@ -66,6 +67,10 @@ def normal(cfg: ModelConfig) -> ModelConfig:
     """With one spelling for each model, and without what does not change its function."""
     period = next(n for n in range(1, len(cfg.pattern) + 1) if _repeats(cfg, n))
     feedforward = replace(cfg.feedforward, width=cfg.hidden)
+    if isinstance(feedforward, Experts):
+        feedforward = replace(
+            feedforward, **{name: getattr(_EXPERTS, name) for name in ("balance", "router_z_loss", "capacity")}
+        )
     return replace(
         cfg, kv_heads=cfg.n_kv_heads, head_dim=cfg.head_width, feedforward=feedforward,
         out_bias=cfg.bias if cfg.out_bias is None else cfg.out_bias, pattern=_plain(cfg)[:period],
@@ -75,6 +80,7 @@ def normal(cfg: ModelConfig) -> ModelConfig:
 
 
 _BARE = ModelConfig(layers=1, width=2, heads=1, context=2)
+_EXPERTS = Experts()
 
 
 def _plain(cfg: ModelConfig) -> tuple[Span, ...]:

@@ -21,11 +21,13 @@ from lmjax.sharding import constrain
 
 
 class Seen(NamedTuple):
-    """What all layers know of the tokens. angles: cos and sin for each Span of the pattern, or None."""
+    """What all layers know of the tokens. angles: cos and sin for each Span of the pattern, or None. counted_BT: which
+    tokens the routers of experts are to count, in training; None: this is no training, or there are no experts."""
 
     positions_BT: jax.Array
     segments_BT: jax.Array | None
     angles: tuple
+    counted_BT: jax.Array | None = None
 
 
 class AttentionLayer(nn.Module):
@@ -116,7 +118,7 @@ def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, l
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feedforward(norm(x)): pre-normalisation (GPT-2, section 2.3). layer: its
-    number, from 0; a number of Python's where the layers are not scanned."""
+    number, from 0; a number of Python's where the layers are not scanned. Returns (x_BTD, (cache, routing))."""
 
     cfg: ModelConfig
     training: bool
@@ -139,9 +141,13 @@ class Block(nn.Module):
         middle_BTD = x_BTD + tap(self, "hook_attn_out", added(h_BTD, "attention"))
         if not cfg.parallel:
             x_BTD = tap(self, "hook_resid_mid", middle_BTD)
-        layer_type = ExpertsLayer if isinstance(cfg.feedforward, Experts) else FeedForwardLayer
-        h_BTD = layer_type(cfg, name="feedforward")(norm(x_BTD, "feedforward_norm"))
-        return tap(self, "hook_resid_post", middle_BTD + tap(self, "hook_mlp_out", added(h_BTD, "feedforward"))), cache
+        h_BTD, routing = norm(x_BTD, "feedforward_norm"), None
+        if isinstance(cfg.feedforward, Experts):
+            h_BTD, routing = ExpertsLayer(cfg, name="feedforward")(h_BTD, seen.counted_BT)
+        else:
+            h_BTD = FeedForwardLayer(cfg, name="feedforward")(h_BTD)
+        x_BTD = middle_BTD + tap(self, "hook_mlp_out", added(h_BTD, "feedforward"))
+        return tap(self, "hook_resid_post", x_BTD), (cache, routing)
 
 
 def stack(cfg: ModelConfig, training: bool, name: str) -> nn.Module:

@@ -1,5 +1,6 @@
 """The feed-forward layer: Dense (GPT-2), Gated (GLU variants, arXiv:2002.05202), or Experts, which are in moe.py."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -53,17 +54,30 @@ class Gated:
 @dataclass(frozen=True, kw_only=True)
 class Experts:
     """Gated layers of which a token uses a few (Mixtral, arXiv:2401.04088, section 2.1): the `chosen` that the router
-    finds most probable, weighted by their probabilities, which are made to sum to 1. Dropless: a token always reaches
-    the experts that it chose. width: of one expert; None takes what Gated takes."""
+    finds most probable, weighted by their probabilities, which are made to sum to 1. width: of one expert; None takes
+    what Gated takes.
+
+    The rest is of training alone; evaluation and decoding are dropless. balance, router_z_loss: weights of the
+    router's two losses (`moe.routing`), over the microbatch of all devices, summed over the layers. capacity: None is
+    dropless, a token always reaches the experts that it chose; a number times the mean load, chosen x tokens /
+    count, is what an expert takes of a microbatch. What is over it is dropped, as `moe.places` says."""
 
     count: int = 8
     chosen: int = 2
     width: int | None = None
     activation: Activation = "silu"
+    balance: float = 0.01
+    router_z_loss: float = 0.001
+    capacity: float | None = None
 
     def __post_init__(self):
         if self.width is not None and self.width < 1:
             raise ValueError(f"width is {self.width}; expected a positive number")
+        for name in ("balance", "router_z_loss"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if self.capacity is not None and not 0 < self.capacity < math.inf:
+            raise ValueError(f"capacity is {self.capacity}; expected a positive number")
         if not 1 <= self.chosen <= self.count:
             raise ValueError(f"chosen is {self.chosen}; expected a number from 1 to count {self.count}")
 

@@ -11,6 +11,7 @@ from lmjax.models import positions as pos
 from lmjax.models.blocks import Block, Seen, stack
 from lmjax.models.cache import LayerCache
 from lmjax.models.config import ModelConfig
+from lmjax.models.feedforward import Experts
 from lmjax.models.norms import Normalise
 from lmjax.models.packed import Packed, product
 from lmjax.models.tap import TAPS, by_site, tap
@@ -40,10 +41,11 @@ class Transformer(nn.Module):
         if not cfg.tied and not self.has_variable("params", "packed_unembedding"):
             self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
 
-    def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache: LayerCache | None = None):
+    def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache: LayerCache | None = None, counted_BT=None):
         x_BTD, seen = self.embed(tokens_BT, positions_BT, segments_BT)
-        x_BTD, cache = self.blocks(x_BTD, seen, jnp.arange(self.cfg.layers), cache)
-        return self.finish(x_BTD), cache
+        seen = seen._replace(counted_BT=counted_BT)
+        x_BTD, (cache, routing) = self.blocks(x_BTD, seen, jnp.arange(self.cfg.layers), cache)
+        return self.finish(x_BTD), cache, routing
 
     def embed(self, tokens_BT, positions_BT, segments_BT) -> tuple[jax.Array, Seen]:
         """The residual stream before the first block, and what all blocks know."""
@@ -69,13 +71,30 @@ class Transformer(nn.Module):
 
 
 def hidden(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, cache=None, dropout_key=None):
-    """(hidden_BTD, cache). With a dropout_key, dropout is on: this is training."""
+    """(hidden_BTD, cache). With a dropout_key, dropout is on. Experts are dropless."""
     if isinstance(params["blocks"], tuple):
         hidden_BTD, cache, _ = _layer_by_layer(cfg, params, tokens_BT, positions_BT, cache)
         return hidden_BTD, cache
+    hidden_BTD, cache, _ = _apply(cfg, params, dropout_key, tokens_BT, positions_BT, segments_BT, cache)
+    return hidden_BTD, cache
+
+
+def trained(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, dropout_key=None):
+    """(hidden_BTD, routing) as training has it: experts have a capacity, and routing is the `Routing` of all layers,
+    arrays (L,); None where there are no experts. Padding (segment 0) is routed, and counted nowhere."""
+    counted_BT = None
+    if isinstance(cfg.feedforward, Experts):
+        counted_BT = jnp.ones(tokens_BT.shape, bool) if segments_BT is None else segments_BT != 0
+    hidden_BTD, _, routing = _apply(
+        cfg, params, dropout_key, tokens_BT, positions_BT, segments_BT, counted_BT=counted_BT
+    )
+    return hidden_BTD, routing
+
+
+def _apply(cfg: ModelConfig, params, dropout_key, *arguments, **more):
     model = Transformer(cfg, training=dropout_key is not None)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    return model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache, rngs=rngs)
+    return model.apply({"params": params}, *arguments, **more, rngs=rngs)
 
 
 def apart(params) -> dict:
@@ -101,7 +120,7 @@ def _layer_by_layer(cfg: ModelConfig, params, tokens_BT, positions_BT, cache: tu
     sites, caches = by_site(state.get(TAPS, {})), []
     for layer, weights in enumerate(layers):
         before = None if cache is None else cache[layer]
-        (x_BTD, after), state = Block(cfg, training=False).apply(
+        (x_BTD, (after, _)), state = Block(cfg, training=False).apply(
             {"params": weights}, x_BTD, seen, layer, before, mutable=[TAPS]
         )
         sites |= by_site(state.get(TAPS, {}), f"blocks.{layer}.")

@@ -1,11 +1,11 @@
 """Maximum likelihood of the next token: sum over t of log p(w_t | w_<t)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmjax.data.batch import Batch
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
-from lmjax.tasks.loss import Loss, vocabulary_loss
+from lmjax.tasks.loss import Loss, Routed, vocabulary_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +29,26 @@ class CausalLM:
             raise ValueError(f"loss_chunk is {self.loss_chunk}; expected a positive number")
 
     def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
-        """The objective: with dropout, smoothing and z-loss where they are asked for."""
+        """The objective: with dropout, smoothing and z-loss where they are asked for. The losses of experts' routers,
+        times the target tokens of this microbatch, are beside it in `routed`."""
+        hidden_BTD, routing = transformer.trained(
+            cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT,
+            dropout_key=dropout_key if cfg.dropout else None,
+        )  # fmt: skip
         kind = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
-        return self._loss(cfg, params, batch, dropout_key if cfg.dropout else None, **kind)
+        loss = self._loss(cfg, params, batch, hidden_BTD, **kind)
+        if routing is None:
+            return loss
+        penalty = cfg.feedforward.balance * routing.balance.sum() + cfg.feedforward.router_z_loss * routing.z.sum()
+        sums = (loss.weight * figure for figure in (penalty, *(layers.mean() for layers in routing)))
+        return replace(loss, routed=Routed(*sums))
 
     def held_out_loss(self, cfg: ModelConfig, params, batch: Batch) -> Loss:
-        """The plain negative log-likelihood, without dropout."""
-        return self._loss(cfg, params, batch, None)
+        """The plain negative log-likelihood, without dropout; experts are dropless."""
+        hidden_BTD, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        return self._loss(cfg, params, batch, hidden_BTD)
 
-    def _loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key, **kind) -> Loss:
-        hidden_BTD, _ = transformer.hidden(
-            cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, dropout_key=dropout_key
-        )
+    def _loss(self, cfg: ModelConfig, params, batch: Batch, hidden_BTD, **kind) -> Loss:
         matrix_VD = transformer.unembedding(cfg, params)
         return vocabulary_loss(
             hidden_BTD, matrix_VD, batch.targets_BT, batch.weights_BT,

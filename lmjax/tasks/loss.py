@@ -11,11 +11,31 @@ from lmjax.sharding import constrain
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Routed:
+    """What the routers of experts add, as sums like those of Loss: figures of a microbatch times its weight, so that
+    the mean over microbatches weighs each by its target tokens. penalty: what is added to the objective. balance, z,
+    dropped: those of `moe.Routing`, means over the layers."""
+
+    penalty: jax.Array
+    balance: jax.Array
+    z: jax.Array
+    dropped: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Loss:
-    """total: weighted sum in nats. weight: sum of the weights, the number of target tokens where all are 1."""
+    """total: weighted sum in nats. weight: sum of the weights, the number of target tokens where all are 1. routed: in
+    training, of a model with experts; no part of total."""
 
     total: jax.Array
     weight: jax.Array
+    routed: Routed | None = None
+
+    @property
+    def objective(self) -> jax.Array:
+        """What training makes small, as a sum."""
+        return self.total if self.routed is None else self.total + self.routed.penalty
 
     def mean(self) -> jax.Array:
         """Nats per target token; 0 where there is none."""

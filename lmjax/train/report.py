@@ -139,6 +139,11 @@ class Report:
             "step": step, "loss": loss, "tokens": step * self.tokens_per_step, "tokens_per_second": round(speed, 1),
             "learning_rate": rate, "grad_norm": norm,
         }  # fmt: skip
+        if metrics.routed is not None:
+            # 1 is an equal load of all experts
+            line |= {"balance": float(metrics.routed.balance), "router_z": float(metrics.routed.z)}
+            if self.experiment.model.feedforward.capacity is not None:
+                line["dropped"] = float(metrics.routed.dropped)
         if self.token_share_of_peak is not None:
             line["mfu"] = speed * self.token_share_of_peak
         self._line(line)

@@ -12,8 +12,9 @@ from lmjax.compilation import fast_jit
 from lmjax.data.batch import Batch
 from lmjax.errors import UserError
 from lmjax.models import attention
+from lmjax.models.feedforward import Experts
 from lmjax.sharding import RULES, batch_sharding, constrain
-from lmjax.tasks.loss import Loss
+from lmjax.tasks.loss import Loss, Routed
 from lmjax.train import state as train_state
 from lmjax.train.state import TrainState
 
@@ -21,11 +22,13 @@ from lmjax.train.state import TrainState
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepMetrics:
-    """Scalars of one step: the loss as a mean, its weight, and the norm of the gradient before clipping."""
+    """Scalars of one step: the loss as a mean, its weight, the norm of the gradient before clipping, and of a model
+    with experts the means of `Routed`."""
 
     loss: jax.Array
     weight: jax.Array
     grad_norm: jax.Array
+    routed: Routed | None = None
 
 
 def microbatches(batch: Batch, count: int) -> Batch:
@@ -39,11 +42,11 @@ def microbatches(batch: Batch, count: int) -> Batch:
 
 
 def grads_and_loss(experiment, params, batch: Batch, key):
-    """Gradient of the summed loss, and the loss as sums, over all microbatches."""
+    """Gradient of the summed objective, and the loss as sums, over all microbatches."""
 
     def part(params, batch, key):
         loss = experiment.task.training_loss(experiment.model, params, batch, key)
-        return loss.total, loss
+        return loss.objective, loss
 
     gradient = jax.grad(part, has_aux=True)
     count = experiment.microbatches
@@ -54,8 +57,10 @@ def grads_and_loss(experiment, params, batch: Batch, key):
         batch, index = piece
         return jax.tree.map(jnp.add, sums, gradient(params, batch, jax.random.fold_in(key, index))), None
 
-    zeros = (jax.tree.map(jnp.zeros_like, params), Loss(jnp.zeros(()), jnp.zeros(())))
-    return jax.lax.scan(add, zeros, (microbatches(batch, count), jnp.arange(count)))[0]
+    pieces = (microbatches(batch, count), jnp.arange(count))
+    routed = Routed(*4 * [jnp.zeros(())]) if isinstance(experiment.model.feedforward, Experts) else None
+    zeros = (jax.tree.map(jnp.zeros_like, params), Loss(jnp.zeros(()), jnp.zeros(()), routed))
+    return jax.lax.scan(add, zeros, pieces)[0]
 
 
 def update(experiment, optimizer: optax.GradientTransformation, state: TrainState, batch: Batch):
@@ -65,7 +70,8 @@ def update(experiment, optimizer: optax.GradientTransformation, state: TrainStat
     grads = jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-30), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = StepMetrics(loss.mean(), loss.weight, optax.tree.norm(grads))
+    routed = jax.tree.map(lambda x: x / jnp.maximum(loss.weight, 1e-30), loss.routed)
+    metrics = StepMetrics(loss.mean(), loss.weight, optax.tree.norm(grads), routed)
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

@@ -11,11 +11,12 @@ from lmjax.generate.decode import decode, generate, prefill
 from lmjax.generate.sampling import choice
 from lmjax.models import transformer
 from lmjax.models.cache import empty_cache, slots
+from lmjax.models.feedforward import Experts
 from tests import tiny
 
 CONFIGS = {
     "gpt2": tiny.gpt2(), "llama": tiny.llama(), "multi_query": tiny.llama(kv_heads=1), "gemma": tiny.gemma(),
-    "neox": tiny.neox(), "mixtral": tiny.mixtral(),
+    "neox": tiny.neox(), "mixtral": tiny.mixtral(feedforward=Experts(count=5, chosen=2, width=24, capacity=0.3)),
 }  # fmt: skip
 
 

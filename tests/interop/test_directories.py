@@ -17,6 +17,7 @@ import lmjax
 from lmjax import trees
 from lmjax.errors import UserError
 from lmjax.interop.families import family_for
+from lmjax.interop.family import normal
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tensor_files import open_tensors, write_tensors
 from lmjax.interop.verify import activations, compare, random_tokens
@@ -60,6 +61,14 @@ def test_what_no_family_has_is_written_as_what_computes_the_same(name, tmp_path)
     report = compare(ours, activations(found.cfg, load_params(found, stacked=True), ids), 1e-6)
     assert report.parting is None or report.parting.name.endswith("hook_pre_linear")
     assert report.sites[-1].name == "logits"
+
+
+def test_what_only_trains_experts_is_no_other_model(tmp_path):
+    """A run with a capacity is written as what decodes the same, and may start from what was read."""
+    ours = CONFIGS["mixtral"]
+    trained = replace(ours, feedforward=replace(ours.feedforward, balance=0.5, router_z_loss=0.0, capacity=1.25))
+    export(trained, params_of(trained), None, tmp_path / "hf")
+    assert normal(open_checkpoint(tmp_path / "hf").cfg) == normal(trained) == normal(ours)
 
 
 def test_a_model_that_no_family_says_is_refused_with_the_nearest():
