@@ -87,7 +87,7 @@ class Experiment:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of microbatches {self.microbatches}")
         check(self.optimizer)
         chunk = self.task.loss_chunk
-        if chunk is not None and chunk < self.model.context and self.model.context % chunk:
+        if isinstance(chunk, int) and chunk < self.model.context and self.model.context % chunk:
             raise ValueError(f"model.context {self.model.context} is not a multiple of task.loss_chunk {chunk}")
 
     @property
