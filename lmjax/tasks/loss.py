@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lmjax.models.packed import Packed
 from lmjax.models.transformer import capped, logits
-from lmjax.sharding import constrain, share
+from lmjax.sharding import constrain, share, sizes_in_use
 
 # of float32 logits that one device holds at a time. A chunk reads and writes the whole gradient of the matrix, so it
 # wants some 500 places to be bound by its products: at 128k entries those are these 256 MiB
@@ -91,25 +91,32 @@ def _by_chunks(setting, hidden_BTD, matrix_VD, targets_BT, weights_BT) -> Loss:
 def _by_chunks_forward(setting, hidden_BTD, matrix_VD, targets_BT, weights_BT):
     chunk, cap, kind = setting
     whole_VD = _whole_rows(matrix_VD, hidden_BTD.dtype)
+    # P x Q parts of rows and places, one on each device, have sums of their own, which are added after the last chunk:
+    # of one sum XLA adds the devices' parts at every chunk
+    P, Q, _ = (n // own for n, own in zip(*_shapes(hidden_BTD, chunk), strict=True))
+
+    def split(x_BCI, name):
+        B, C, I = x_BCI.shape
+        return constrain(x_BCI.reshape(P, B // P, Q, C // Q, I), "batch", None, "length", None, name)
 
     def add(sums, piece):
-        sum_loss, sum_VD = sums
+        sum_loss, sum_PQVD = sums
         hidden_BCD, targets_BC, weights_BC = piece
         raw_BCV = constrain(logits(whole_VD, hidden_BCD, None), "batch", "length", "vocab")
         _, back, loss = jax.vjp(lambda x: _of_logits(cap, kind, x, targets_BC, weights_BC), raw_BCV, has_aux=True)
         d_BCV = back(jnp.ones(()))[0].astype(hidden_BCD.dtype)
         d_BCD = jnp.einsum("BCV,VD->BCD", d_BCV, whole_VD)
-        d_VD = jnp.einsum("BCV,BCD->VD", d_BCV, hidden_BCD, preferred_element_type=jnp.float32)
-        sum_VD = constrain(sum_VD + d_VD, "vocab", None)
-        return (jax.tree.map(jnp.add, sum_loss, loss), sum_VD), constrain(d_BCD, "batch", "length", "embed")
+        by_device = (split(d_BCV, "vocab"), split(hidden_BCD, "embed"))
+        d_PQVD = jnp.einsum("PBQCV,PBQCD->PQVD", *by_device, preferred_element_type=jnp.float32)
+        sum_PQVD = constrain(sum_PQVD + d_PQVD, "batch", "length", "vocab", None)
+        return (jax.tree.map(jnp.add, sum_loss, loss), sum_PQVD), constrain(d_BCD, "batch", "length", "embed")
 
     pieces = tuple(_chunks(x, chunk) for x in (hidden_BTD, targets_BT, weights_BT))
-    # each device sums whole rows over its own places, and the devices' sums are added once, after the last chunk:
-    # split over "fsdp" here, XLA's TPU backend adds them at every chunk, and takes no less memory
-    zeros_VD = constrain(jnp.zeros(matrix_VD.shape, jnp.float32), "vocab", None)
-    (loss, d_VD), d_NBCD = jax.lax.scan(add, (Loss(jnp.zeros(()), jnp.zeros(())), zeros_VD), pieces)
+    zeros_PQVD = jnp.zeros((P, Q, *matrix_VD.shape), jnp.float32)
+    zeros_PQVD = constrain(zeros_PQVD, "batch", "length", "vocab", None)
+    (loss, d_PQVD), d_NBCD = jax.lax.scan(add, (Loss(jnp.zeros(()), jnp.zeros(())), zeros_PQVD), pieces)
     # the matrix is a float32 parameter, and so is its gradient
-    d_VD = constrain(d_VD.astype(matrix_VD.dtype), "vocab", "embed")
+    d_VD = constrain(d_PQVD.sum((0, 1)).astype(matrix_VD.dtype), "vocab", "embed")
     return loss, (jnp.moveaxis(d_NBCD, 0, 2).reshape(hidden_BTD.shape), d_VD)
 
 
@@ -130,6 +137,12 @@ def _of_logits(cap, kind, raw_BCV, targets_BC, weights_BC) -> tuple[jax.Array, L
     """(what is differentiated, the sums) of logits that are not yet capped."""
     loss = cross_entropy(capped(raw_BCV, cap), targets_BC, weights_BC, **dict(kind))
     return loss.total, loss
+
+
+def _shapes(hidden_BTD, chunk: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of a chunk of the hidden vectors: whole, and one device's part."""
+    whole = (hidden_BTD.shape[0], chunk, hidden_BTD.shape[2])
+    return whole, share(("batch", "length", "embed"), whole, sizes_in_use())
 
 
 def _whole_rows(matrix_VD, dtype):
