@@ -142,7 +142,11 @@ def savings(experiment: Experiment, mesh: jax.sharding.Mesh) -> list[str]:
     model = experiment.model
     with jax.set_mesh(mesh):
         chunk = experiment.task.chunk(experiment.microbatch_size, model.context, model.vocab)
-    return [f"loss by chunks of {chunk} places"] if chunk is not None and chunk < model.context else []
+    return [
+        *([f"loss by chunks of {chunk} places"] if chunk is not None and chunk < model.context else []),
+        *([f"remat {model.remat}"] if model.remat != "nothing" else []),
+        *(["optimizer state on the host"] if experiment.optimizer_memory == "host" else []),
+    ]
 
 
 def held_out_lines(texts: list[str]) -> str:
