@@ -11,14 +11,12 @@ from lmjax.experiment import DataConfig, Experiment, Sampling
 from lmjax.models import zoo
 from lmjax.optim import AdamW, Cosine
 from lmjax.sharding import Mesh
-from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tokenizers import HuggingFace
 
 experiment = Experiment(
     name="gpt2_124m",
     seed=1337,
     model=zoo.gpt2("small", dtype="bfloat16", remat="products"),
-    task=CausalLM(loss_chunk=256),
     tokenizer=HuggingFace(path="gpt2/", eos="<|endoftext|>"),
     data=DataConfig(source=TextFiles(path="openwebtext/*.txt", held_out=WholeDocuments(share=0.0005))),
     optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1, clip=1.0),

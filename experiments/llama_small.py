@@ -32,7 +32,7 @@ experiment = Experiment(
         dtype="bfloat16",
         remat="products",
     ),
-    task=CausalLM(z_loss=1e-4, loss_chunk=512),
+    task=CausalLM(z_loss=1e-4),
     tokenizer=SentencePiece(vocab_size=32_000),
     data=DataConfig(source=JsonLines(path="data/*.jsonl.gz", held_out=WholeDocuments(share=0.001)), documents="apart"),
     optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1, clip=1.0),

@@ -223,7 +223,7 @@ def with_context(experiment, context: int | None):
         return experiment
     if not 2 <= context <= model.context:
         raise UserError(f"--context {context}: expected 2 to {model.context}, the model's own context")
-    if isinstance(model.positions, Learned) or experiment.task.loss_chunk is not None:
+    if isinstance(model.positions, Learned) or isinstance(experiment.task.loss_chunk, int):
         raise UserError(f"--context {context}: this model is evaluated in windows of its own context, {model.context}")
     return replace(experiment, model=replace(model, context=context))
 

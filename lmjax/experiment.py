@@ -54,7 +54,9 @@ class Experiment:
     batch_size: windows a step, over all devices. microbatches: parts that a batch is
     taken in, one after another, to save memory. evaluate_every, checkpoint_every, sample_every: in steps; each also
     happens at the last step. keep_checkpoints: how many of the newest stay, beside the best. init_from: a run or a
-    Hugging Face directory whose parameters training starts with; its model must be this one."""
+    Hugging Face directory whose parameters training starts with; its model must be this one. optimizer_memory: where
+    the optimizer's state lies between updates, on the device or, pinned, on the host, which costs its way there and
+    back at every step (ZeRO-Offload, arXiv:2101.06840, section 3)."""
 
     name: str
     model: ModelConfig
@@ -64,6 +66,7 @@ class Experiment:
     data: DataConfig = DataConfig()
     optimizer: Optimizer = AdamW()
     schedule: AnySchedule = Cosine(peak=1e-3, warmup=0.02, floor=1e-4)
+    optimizer_memory: Literal["device", "host"] = "device"
     mesh: Mesh = Mesh()
     batch_size: int = 32
     microbatches: int = 1
@@ -91,7 +94,7 @@ class Experiment:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of microbatches {self.microbatches}")
         check(self.optimizer)
         chunk = self.task.loss_chunk
-        if chunk is not None and chunk < self.model.context and self.model.context % chunk:
+        if isinstance(chunk, int) and chunk < self.model.context and self.model.context % chunk:
             raise ValueError(f"model.context {self.model.context} is not a multiple of task.loss_chunk {chunk}")
 
     @property

@@ -104,6 +104,12 @@ def partition(names, shape, sizes: dict[str, int], *, strict: bool = True) -> Pa
     return PartitionSpec(*spec)
 
 
+def share(names, shape, sizes: dict[str, int]) -> tuple[int, ...]:
+    """The shape of one device's part of an activation with these logical names; what does not divide stays whole."""
+    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    return NamedSharding(mesh, partition(names, shape, sizes, strict=False)).shard_shape(tuple(shape))
+
+
 def near_divisors(size: int, ways: int) -> list[int]:
     """The divisors of size that lie next to `ways`, below and above it."""
     divisors = [n for n in range(1, size + 1) if size % n == 0]
@@ -123,9 +129,14 @@ def named(init, names: tuple[str, ...]):
     return lambda key, shape: Named(init(key, shape, jnp.float32), names)
 
 
+def sizes_in_use() -> dict[str, int]:
+    """How many devices lie along each axis of the mesh in use; empty without one."""
+    return dict(jax.sharding.get_abstract_mesh().shape)
+
+
 def ways(name: str) -> int:
     """Into how many parts the mesh in use splits axes of that name; 1 without a mesh."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    sizes = sizes_in_use()
     return math.prod(sizes.get(axis, 1) for axis in RULES[name])
 
 

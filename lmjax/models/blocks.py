@@ -6,10 +6,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from lmjax.models import attention
+from lmjax.models import attention, splash
 from lmjax.models.cache import LayerCache, append
-from lmjax.models.config import ModelConfig
+from lmjax.models.config import ModelConfig, Remat
 from lmjax.models.feedforward import Experts, FeedForwardLayer
 from lmjax.models.moe import ExpertsLayer
 from lmjax.models.norms import Normalise
@@ -18,6 +19,9 @@ from lmjax.models.positions import rotate
 from lmjax.models.projection import Projection, affine
 from lmjax.models.tap import TAPS, tap
 from lmjax.sharding import constrain
+
+# names of what a block may keep for its backward pass: its input, and attention's output before its projection
+BLOCK_INPUT, ATTENDED = "block_input", "attended"
 
 
 class Seen(NamedTuple):
@@ -79,6 +83,7 @@ class AttentionLayer(nn.Module):
             z_BTNH, cache = looks[kind if isinstance(kind, int) else 0](*arguments)
         else:
             z_BTNH, cache = jax.lax.switch(kind, looks, *arguments)
+        z_BTNH = keep(cfg, ATTENDED, z_BTNH)
         out_bias = cfg.bias if cfg.out_bias is None else cfg.out_bias
         out = Projection((cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, out_bias, name="out")
         return constrain(out(tap(self, "hook_z", z_BTNH)), "batch", "length", "embed"), cache
@@ -134,7 +139,7 @@ class Block(nn.Module):
         def added(x_BTD, name):
             return drop(norm(x_BTD, f"{name}_post_norm") if cfg.post_norms else x_BTD)
 
-        x_BTD = tap(self, "hook_resid_pre", x_BTD)
+        x_BTD = keep(cfg, BLOCK_INPUT, tap(self, "hook_resid_pre", x_BTD))
         h_BTD, cache = AttentionLayer(cfg, self.training, name="attention")(
             norm(x_BTD, "attention_norm"), seen, layer, cache
         )
@@ -150,13 +155,35 @@ class Block(nn.Module):
         return tap(self, "hook_resid_post", x_BTD), (cache, routing)
 
 
+def keep(cfg: ModelConfig, name: str, x: jax.Array) -> jax.Array:
+    """x itself, under a name that the policies of cfg.remat know; where nothing is recomputed this adds nothing."""
+    return x if cfg.remat == "nothing" else checkpoint_name(x, name)
+
+
+def policy(remat: Remat):
+    """What jax.checkpoint keeps of a block beside its input, for every remat but "nothing"."""
+    policies = jax.checkpoint_policies
+    kernels = policies.save_only_these_names(ATTENDED, splash.SAVED)
+    match remat:
+        case "products":
+            return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, kernels)
+        case "attention":
+            return kernels
+        case "everything":
+            return policies.nothing_saveable
+        case "offload":
+            return policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=[], names_which_can_be_offloaded=[BLOCK_INPUT],
+                offload_src="device", offload_dst="pinned_host",
+            )  # fmt: skip
+
+
 def stack(cfg: ModelConfig, training: bool, name: str) -> nn.Module:
     """All blocks as one, their weights stacked on a leading axis of length L, whatever `unroll` and `remat` say."""
     block = Block
     if cfg.remat != "nothing":
-        policies = {"products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "everything": None}
         # prevent_cse is for loops that XLA sees through; a scan is none
-        block = nn.remat(block, policy=policies[cfg.remat], prevent_cse=cfg.unroll > 1)
+        block = nn.remat(block, policy=policy(cfg.remat), prevent_cse=cfg.unroll > 1)
     scanned = nn.scan(
         block,
         variable_axes={"params": 0, TAPS: 0},

@@ -8,6 +8,8 @@ from lmjax.models.feedforward import Dense, FeedForward
 from lmjax.models.norms import LayerNorm, Norm
 from lmjax.models.positions import Learned, Positions, Rotary
 
+Remat = Literal["nothing", "products", "attention", "everything", "offload"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
@@ -37,8 +39,14 @@ class ModelConfig:
     attention (arXiv:2305.13245), 1 multi-query (arXiv:1911.02150). head_dim: None takes width / heads.
     bias: of the attention projections. init_std: of every matrix, divided by sqrt(2 layers) for the two that write
     to the residual stream (GPT-2, section 2.3). dtype: of the computation; parameters, softmax, norms
-    and loss are float32 always. remat: what the backward pass recomputes instead of keeping.
-    unroll: layers that one turn of the scan over layers holds; more compile longer and run faster on CPU.
+    and loss are float32 always. unroll: layers that one turn of the scan over layers holds; more compile longer and
+    run faster on CPU.
+
+    remat: what the backward pass of a block computes again (arXiv:1604.06174), from most memory to least. "nothing":
+    all is kept. "products": what the matrix products with weights and attention gave is kept; norms, activations and
+    scores come again. "attention": the block's input and what attention gave are kept; projections and the
+    feed-forward layer come again, fused attention kernels for TPU do not. "everything": the input alone is kept.
+    "offload": as everything, with the inputs of all blocks in the host's memory, where XLA reaches it.
     """
 
     layers: int
@@ -67,7 +75,7 @@ class ModelConfig:
     init_std: float = 0.02
     dtype: Literal["float32", "bfloat16"] = "float32"
     kernel: Kernel = Auto()
-    remat: Literal["nothing", "products", "everything"] = "nothing"
+    remat: Remat = "nothing"
     unroll: int = 1
 
     def __post_init__(self):

@@ -8,6 +8,8 @@ from lmjax.sharding import partition, ways
 
 # queries and keys that the kernel holds at one time; its own default of 128 keeps a TPU's matrix units waiting
 BLOCK = 512
+# under this name the kernel's output and its softmax's sums can be kept for the backward pass (jax.checkpoint)
+SAVED = "splash_residuals"
 
 
 def block_size(length: int) -> int:
@@ -61,5 +63,5 @@ def _kernel(length: int, heads: int, parts: int, cap: float | None, window: int 
     )
     return splash.make_splash_mha(
         splash_mask.MultiHeadMask([seen] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=parts,
-        attn_logits_soft_cap=cap,
+        attn_logits_soft_cap=cap, residual_checkpoint_name=SAVED,
     )  # fmt: skip

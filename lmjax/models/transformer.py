@@ -142,6 +142,11 @@ def logits(matrix_VD: jax.Array | Packed, hidden: jax.Array, cap: float | None) 
         x = product(hidden, matrix_VD)
     else:
         x = jnp.einsum("...D,VD->...V", hidden, matrix_VD.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return capped(x, cap)
+
+
+def capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap x tanh(x / cap); None: x itself."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 

@@ -58,7 +58,7 @@ class TooLarge(Exception):
 
 def abstract_state(experiment: Experiment, optimizer, mesh) -> TrainState:
     """The state's shapes, each with its place on the mesh."""
-    where = train_state.shardings(experiment.model, optimizer, mesh)
+    where = train_state.shardings(experiment.model, optimizer, mesh, experiment.optimizer_memory)
     shapes = jax.eval_shape(lambda: train_state.fresh(experiment.model, optimizer, experiment.seed))
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where)
 
@@ -75,8 +75,8 @@ def abstract_batch(experiment: Experiment, mesh) -> Batch:
 
 
 def bytes_on_device(tree) -> int:
-    """One device's share of abstract arrays that have a sharding."""
-    leaves = jax.tree.leaves(tree)
+    """One device's share of abstract arrays that have a sharding; what lies on the host does not count."""
+    leaves = [x for x in jax.tree.leaves(tree) if x.sharding.memory_kind != "pinned_host"]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
@@ -139,7 +139,7 @@ def planned_mesh(experiment: Experiment, topology: Topology):
         sizes = experiment.mesh.resolve(topology.count)
         mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     real = topology.here or topology.is_tpu
-    check_split(experiment, mesh, with_kernel=real)
+    check_split(experiment, mesh, here=real)
     return mesh, real
 
 

@@ -61,7 +61,8 @@ class Work:
 
 
 def work_per_token(cfg: ModelConfig) -> Work:
-    """A look-up multiplies nothing; a causal kernel reads half the keys, and of a window only its width."""
+    """A look-up multiplies nothing; a causal kernel reads half the keys, and of a window only its width. Scores that
+    a kernel makes again in its backward pass do not count."""
     untied = 0 if cfg.tied else params_by_part(cfg)["embedding"]
     multiplied = used_params(cfg) - untied
     unembedding = cfg.vocab * cfg.width
@@ -69,19 +70,24 @@ def work_per_token(cfg: ModelConfig) -> Work:
     # the mean number of keys that a query sees, over all places of a row and all layers
     keys = sum(window * (1 - (window - 1) / (2 * cfg.context)) for window in seen) / len(seen)
     look = 4 * cfg.layers * cfg.heads * cfg.head_width * keys
-    again = {"nothing": 0.0, "products": look}.get(cfg.remat, look + 2 * (multiplied - unembedding))
-    return Work(6 * multiplied, 3 * look, again)
+    blocks = 2 * (multiplied - unembedding)
+    again = {"nothing": 0.0, "products": 0.0, "attention": blocks}
+    return Work(6 * multiplied, 3 * look, again.get(cfg.remat, blocks + look))
 
 
 def kept_activations(experiment: Experiment) -> float:
-    """Bytes of activations that the backward pass of one microbatch needs, over all devices: by remat policy, each
-    block's input, or also what its matrix products gave, or about twice that."""
+    """Bytes of activations on the devices that the backward pass of one microbatch needs, over all of them: by remat
+    policy (ModelConfig) each block's input, what attention and the matrix products gave, or about twice that."""
     cfg = experiment.model
     size = 2 if cfg.dtype == "bfloat16" else 4
     heads, gated = cfg.heads + 2 * cfg.n_kv_heads, not isinstance(cfg.feedforward, Dense)
     chosen = cfg.feedforward.chosen if isinstance(cfg.feedforward, Experts) else 1
     products = heads * cfg.head_width + cfg.width + chosen * ((1 + gated) * cfg.hidden + cfg.width)
-    numbers = {"everything": cfg.width, "products": cfg.width + products}.get(cfg.remat, 2 * (cfg.width + products))
+    attended = cfg.heads * cfg.head_width
+    numbers = {
+        "nothing": 2 * (cfg.width + products), "products": cfg.width + products + attended,
+        "attention": cfg.width + attended, "everything": cfg.width, "offload": 0,
+    }[cfg.remat]  # fmt: skip
     return experiment.microbatch_size * cfg.context * cfg.layers * numbers * size
 
 

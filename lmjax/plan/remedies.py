@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import get_args
+
+import jax
 
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
+from lmjax.models.config import Remat
 from lmjax.plan.planning import Plan, plan
 
-REMAT = ("nothing", "products", "everything")
+# from most memory to least
+REMAT = get_args(Remat)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,10 @@ def changes(tight: Plan) -> Iterator[tuple[tuple[str, ...], Experiment]]:
     if model.remat in REMAT[:-1]:
         for remat in REMAT[REMAT.index(model.remat) + 1 :]:
             yield (f"model.remat={remat}",), replace(experiment, model=replace(model, remat=remat))
-    chunk = experiment.task.loss_chunk or model.context
+    if experiment.optimizer_memory == "device":
+        yield ("optimizer_memory=host",), replace(experiment, optimizer_memory="host")
+    with jax.set_mesh(tight.mesh):
+        chunk = experiment.task.chunk(experiment.microbatch_size, model.context, model.vocab) or model.context
     if chunk % 4 == 0 and chunk > 64:
         yield (
             (f"task.loss_chunk={chunk // 4}",),

@@ -1,11 +1,13 @@
 """Maximum likelihood of the next token: sum over t of log p(w_t | w_<t)."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from lmjax.data.batch import Batch
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
-from lmjax.tasks.loss import Loss, Routed, vocabulary_loss
+from lmjax.sharding import sizes_in_use
+from lmjax.tasks.loss import Loss, Routed, loss_chunk, vocabulary_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,19 +15,20 @@ class CausalLM:
     """Predict each token from those before it.
 
     label_smoothing, z_loss: see `tasks.loss.cross_entropy`; both only in training. loss_chunk: how many places
-    of a row have their logits in memory at one time; None takes all.
+    of a row have their logits in memory at one time; None takes all; "auto" takes all where they are small, else as
+    many as stay within `tasks.loss.LOGIT_BYTES` on each device.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-    loss_chunk: int | None = None
+    loss_chunk: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to below 1")
         if self.z_loss < 0:
             raise ValueError(f"z_loss is {self.z_loss}; expected 0 or more")
-        if self.loss_chunk is not None and self.loss_chunk < 1:
+        if isinstance(self.loss_chunk, int) and self.loss_chunk < 1:
             raise ValueError(f"loss_chunk is {self.loss_chunk}; expected a positive number")
 
     def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
@@ -48,9 +51,15 @@ class CausalLM:
         hidden_BTD, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
         return self._loss(cfg, params, batch, hidden_BTD)
 
+    def chunk(self, rows: int, length: int, vocab: int) -> int | None:
+        """The places of a row at one time, in microbatches of so many rows on the mesh in use; None: all."""
+        if self.loss_chunk == "auto":
+            return loss_chunk(rows, length, vocab, sizes_in_use())
+        return self.loss_chunk
+
     def _loss(self, cfg: ModelConfig, params, batch: Batch, hidden_BTD, **kind) -> Loss:
         matrix_VD = transformer.unembedding(cfg, params)
         return vocabulary_loss(
             hidden_BTD, matrix_VD, batch.targets_BT, batch.weights_BT,
-            chunk=self.loss_chunk, cap=cfg.logit_cap, **kind,
+            chunk=self.chunk(*batch.targets_BT.shape, cfg.vocab), cap=cfg.logit_cap, **kind,
         )  # fmt: skip

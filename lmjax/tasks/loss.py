@@ -1,12 +1,18 @@
 """Cross-entropy as sums. The mean is taken once, by whoever holds the sum over all devices and microbatches."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from lmjax.models.transformer import logits
-from lmjax.sharding import constrain
+from lmjax.models.packed import Packed
+from lmjax.models.transformer import capped, logits
+from lmjax.sharding import constrain, share, sizes_in_use
+
+# of float32 logits that one device holds at a time. A chunk reads and writes the whole gradient of the matrix, so it
+# wants some 500 places to be bound by its products: at 128k entries those are these 256 MiB
+LOGIT_BYTES = 2**28
 
 
 @jax.tree_util.register_dataclass
@@ -59,26 +65,113 @@ def cross_entropy(logits_V, targets, weights, *, label_smoothing: float = 0.0, z
     return Loss(jnp.sum(nats * weights), jnp.sum(weights))
 
 
+def loss_chunk(rows: int, length: int, vocab: int, sizes: dict[str, int]) -> int | None:
+    """Places in each row whose logits are computed at one time, on a mesh of these sizes: None, all of them, where one
+    device's share stays within LOGIT_BYTES; else the largest divisor of the length that does and that "sequence"
+    splits, or the smallest that it splits."""
+
+    def fits(places: int) -> bool:
+        b, t, v = share(("batch", "length", "vocab"), (rows, places, vocab), sizes)
+        return 4 * b * t * v <= LOGIT_BYTES
+
+    if fits(length):
+        return None
+    ways = sizes.get("sequence", 1)
+    ways = ways if length % ways == 0 else 1
+    divisors = [n for n in range(length, 0, -1) if length % n == 0 and n % ways == 0]
+    return next((n for n in divisors if fits(n)), divisors[-1])
+
+
 def vocabulary_loss(
     hidden_BTD, matrix_VD, targets_BT, weights_BT, *, chunk: int | None, cap: float | None = None, **kind
 ) -> Loss:
     """`cross_entropy` of hidden @ matrix^T. chunk: places in each row whose logits exist at one time, in the
-    backward pass too, which computes them again; it must divide T. None: all of them. cap: on the logits."""
+    backward pass too; it must divide T. None: all of them. cap: on the logits. By chunks there is no
+    gradient of the weights."""
+    if chunk is not None and chunk < targets_BT.shape[1]:
+        return _by_chunks((chunk, cap, tuple(kind.items())), hidden_BTD, matrix_VD, targets_BT, weights_BT)
+    logits_V = constrain(logits(matrix_VD, hidden_BTD, cap), "batch", "length", "vocab")
+    return cross_entropy(logits_V, targets_BT, weights_BT, **kind)
 
-    def part(hidden, targets, weights):
-        logits_V = constrain(logits(matrix_VD, hidden, cap), "batch", "length", "vocab")
-        return cross_entropy(logits_V, targets, weights, **kind)
 
-    B, T = targets_BT.shape
-    if chunk is None or chunk >= T:
-        return part(hidden_BTD, targets_BT, weights_BT)
-
-    def chunks(x):
-        # every T/chunk-th place together, so that each chunk lies over all devices that split a row
-        return jnp.moveaxis(x.reshape(B, chunk, T // chunk, *x.shape[2:]), 2, 0)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_chunks(setting, hidden_BTD, matrix_VD, targets_BT, weights_BT) -> Loss:
+    """setting: (chunk, cap, the kind of cross-entropy). Where a gradient is asked for it is computed beside the loss,
+    chunk by chunk, so that no product is computed twice (as in Liger Kernel, arXiv:2410.10989, section 3.2)."""
+    chunk, cap, kind = setting
+    matrix_VD = _whole_rows(matrix_VD, hidden_BTD.dtype)
 
     def add(sums, piece):
-        return jax.tree.map(jnp.add, sums, jax.checkpoint(part)(*piece)), None
+        return jax.tree.map(jnp.add, sums, _part(cap, kind, matrix_VD, *piece)), None
 
-    zero = Loss(jnp.zeros(()), jnp.zeros(()))
-    return jax.lax.scan(add, zero, (chunks(hidden_BTD), chunks(targets_BT), chunks(weights_BT)))[0]
+    pieces = tuple(_chunks(x, chunk) for x in (hidden_BTD, targets_BT, weights_BT))
+    return jax.lax.scan(add, Loss(jnp.zeros(()), jnp.zeros(())), pieces)[0]
+
+
+def _by_chunks_forward(setting, hidden_BTD, matrix_VD, targets_BT, weights_BT):
+    chunk, cap, kind = setting
+    whole_VD = _whole_rows(matrix_VD, hidden_BTD.dtype)
+    # P x Q parts of rows and places, one on each device, have sums of their own, which are added after the last chunk:
+    # of one sum XLA adds the devices' parts at every chunk
+    P, Q, _ = (n // own for n, own in zip(*_shapes(hidden_BTD, chunk), strict=True))
+
+    def split(x_BCI, name):
+        B, C, I = x_BCI.shape
+        return constrain(x_BCI.reshape(P, B // P, Q, C // Q, I), "batch", None, "length", None, name)
+
+    def add(sums, piece):
+        sum_loss, sum_PQVD = sums
+        hidden_BCD, targets_BC, weights_BC = piece
+        raw_BCV = constrain(logits(whole_VD, hidden_BCD, None), "batch", "length", "vocab")
+        _, back, loss = jax.vjp(lambda x: _of_logits(cap, kind, x, targets_BC, weights_BC), raw_BCV, has_aux=True)
+        d_BCV = back(jnp.ones(()))[0].astype(hidden_BCD.dtype)
+        d_BCD = jnp.einsum("BCV,VD->BCD", d_BCV, whole_VD)
+        by_device = (split(d_BCV, "vocab"), split(hidden_BCD, "embed"))
+        d_PQVD = jnp.einsum("PBQCV,PBQCD->PQVD", *by_device, preferred_element_type=jnp.float32)
+        sum_PQVD = constrain(sum_PQVD + d_PQVD, "batch", "length", "vocab", None)
+        return (jax.tree.map(jnp.add, sum_loss, loss), sum_PQVD), constrain(d_BCD, "batch", "length", "embed")
+
+    pieces = tuple(_chunks(x, chunk) for x in (hidden_BTD, targets_BT, weights_BT))
+    zeros_PQVD = jnp.zeros((P, Q, *matrix_VD.shape), jnp.float32)
+    zeros_PQVD = constrain(zeros_PQVD, "batch", "length", "vocab", None)
+    (loss, d_PQVD), d_NBCD = jax.lax.scan(add, (Loss(jnp.zeros(()), jnp.zeros(())), zeros_PQVD), pieces)
+    # the matrix is a float32 parameter, and so is its gradient
+    d_VD = constrain(d_PQVD.sum((0, 1)).astype(matrix_VD.dtype), "vocab", "embed")
+    return loss, (jnp.moveaxis(d_NBCD, 0, 2).reshape(hidden_BTD.shape), d_VD)
+
+
+def _by_chunks_backward(setting, saved, d_loss: Loss):
+    d_BTD, d_VD = saved
+    return d_BTD * d_loss.total.astype(d_BTD.dtype), d_VD * d_loss.total.astype(d_VD.dtype), None, None
+
+
+_by_chunks.defvjp(_by_chunks_forward, _by_chunks_backward)
+
+
+def _part(cap, kind, matrix_VD, hidden_BCD, targets_BC, weights_BC) -> Loss:
+    raw_BCV = constrain(logits(matrix_VD, hidden_BCD, None), "batch", "length", "vocab")
+    return _of_logits(cap, kind, raw_BCV, targets_BC, weights_BC)[1]
+
+
+def _of_logits(cap, kind, raw_BCV, targets_BC, weights_BC) -> tuple[jax.Array, Loss]:
+    """(what is differentiated, the sums) of logits that are not yet capped."""
+    loss = cross_entropy(capped(raw_BCV, cap), targets_BC, weights_BC, **dict(kind))
+    return loss.total, loss
+
+
+def _shapes(hidden_BTD, chunk: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of a chunk of the hidden vectors: whole, and one device's part."""
+    whole = (hidden_BTD.shape[0], chunk, hidden_BTD.shape[2])
+    return whole, share(("batch", "length", "embed"), whole, sizes_in_use())
+
+
+def _whole_rows(matrix_VD, dtype):
+    """Cast and gathered over the axes that split a row, once for all chunks."""
+    return matrix_VD if isinstance(matrix_VD, Packed) else constrain(matrix_VD.astype(dtype), "vocab", None)
+
+
+def _chunks(x, chunk: int):
+    """(B, T, ...) to (T / chunk, B, chunk, ...): every T/chunk-th place together, so that each chunk lies over all
+    devices that split a row."""
+    B, T = x.shape[:2]
+    return jnp.moveaxis(x.reshape(B, chunk, T // chunk, *x.shape[2:]), 2, 0)

@@ -117,7 +117,7 @@ def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool) -> lis
 def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen, *, changed: bool) -> TrainState:
     """The state of the newest good checkpoint, on this mesh, or the one before the first step."""
     experiment = prepared.experiment
-    where = train_state.shardings(experiment.model, optimizer, prepared.mesh)
+    where = train_state.shardings(experiment.model, optimizer, prepared.mesh, experiment.optimizer_memory)
     make = partial(train_state.fresh, experiment.model, optimizer, experiment.seed)
     manifest = run.resumable(lambda text: screen.say(f"WARNING: {text}"))
     if manifest is None and experiment.init_from is not None:

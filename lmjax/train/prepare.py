@@ -130,10 +130,23 @@ def in_force(prepared: Prepared) -> str:
             f"mesh {sizes or 'one device'}",
             f"attention {type(used).__name__} ({why})",
             f"{experiment.model.dtype} over float32 parameters",
+            *savings(experiment, prepared.mesh),
             f"{type(experiment.data.source).__name__} {tokens:,} tokens + {prepared.held_out.size:,} held out",
             f"token cache {cache} {store.directory}",
         ]
     )
+
+
+def savings(experiment: Experiment, mesh: jax.sharding.Mesh) -> list[str]:
+    """What trades time for memory or precision for time, each in a few words; empty where nothing does."""
+    model = experiment.model
+    with jax.set_mesh(mesh):
+        chunk = experiment.task.chunk(experiment.microbatch_size, model.context, model.vocab)
+    return [
+        *([f"loss by chunks of {chunk} places"] if chunk is not None and chunk < model.context else []),
+        *([f"remat {model.remat}"] if model.remat != "nothing" else []),
+        *(["optimizer state on the host"] if experiment.optimizer_memory == "host" else []),
+    ]
 
 
 def held_out_lines(texts: list[str]) -> str:

@@ -1,6 +1,7 @@
 """All that training changes."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,14 @@ def param_shardings(cfg: ModelConfig, mesh: jax.sharding.Mesh):
     return jax.tree.map(where, abstract_params(cfg), param_names(cfg))
 
 
-def shardings(cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
-    """A NamedSharding for every leaf of the state; moments lie where their parameters lie."""
+Memory = Literal["device", "host"]
+
+
+def shardings(
+    cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, memory: Memory = "device"
+) -> TrainState:
+    """A NamedSharding for every leaf of the state; moments lie where their parameters lie. memory: of which the
+    optimizer's arrays take; its counters stay on the device."""
     shapes, params = abstract_params(cfg), param_shardings(cfg, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_name = {
@@ -59,5 +66,9 @@ def shardings(cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: j
         shape, where = next((by_name[ending] for ending in endings if ending in by_name), (None, replicated))
         return where if leaf.shape == shape else replicated
 
+    def in_memory(name, leaf):
+        where = like_its_parameter(name, leaf)
+        return where.with_memory_kind("pinned_host") if memory == "host" and leaf.ndim else where
+
     opt_state = jax.eval_shape(lambda: optimizer.init(init_params(cfg, jax.random.key(0))))
-    return TrainState(replicated, params, map_named(like_its_parameter, opt_state))
+    return TrainState(replicated, params, map_named(in_memory, opt_state))

@@ -63,34 +63,45 @@ def grads_and_loss(experiment, params, batch: Batch, key):
     return jax.lax.scan(add, zeros, pieces)[0]
 
 
-def update(experiment, optimizer: optax.GradientTransformation, state: TrainState, batch: Batch):
-    """One step of maximum likelihood. The only division by the number of tokens is here."""
+def update(experiment, optimizer: optax.GradientTransformation, where, state: TrainState, batch: Batch):
+    """One step of maximum likelihood. The only division by the number of tokens is here. where: for every leaf of the
+    optimizer's state its sharding between steps, or None where all stay on the device."""
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     grads, loss = grads_and_loss(experiment, state.params, batch, key)
     grads = jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-30), grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    before = state.opt_state if where is None else on_device(state.opt_state, where)
+    updates, opt_state = optimizer.update(grads, before, state.params)
+    if where is not None:
+        opt_state = jax.tree.map(jax.device_put, opt_state, where)
     params = optax.apply_updates(state.params, updates)
     routed = jax.tree.map(lambda x: x / jnp.maximum(loss.weight, 1e-30), loss.routed)
     metrics = StepMetrics(loss.mean(), loss.weight, optax.tree.norm(grads), routed)
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
+def on_device(tree, where):
+    """Leaves that lie on the host, brought to the memory of the devices that `where` names."""
+    return jax.tree.map(lambda x, sharding: jax.device_put(x, sharding.with_memory_kind("device")), tree, where)
+
+
 def compile_step(experiment, optimizer, mesh):
     """(state, batch) -> (state, metrics), jitted, with the state's memory handed on from step to step."""
-    where = train_state.shardings(experiment.model, optimizer, mesh)
+    where = train_state.shardings(experiment.model, optimizer, mesh, experiment.optimizer_memory)
+    host = where.opt_state if experiment.optimizer_memory == "host" else None
     rows = batch_sharding(mesh)
     segments = rows if experiment.data.apart else None
     batch = Batch(rows, rows, segments, rows, rows)
     return fast_jit(
-        partial(update, experiment, optimizer),
+        partial(update, experiment, optimizer, host),
         donate_argnums=0,
         in_shardings=(where, batch),
         out_shardings=(where, None),
     )
 
 
-def check_split(experiment, mesh, *, with_kernel: bool = True) -> None:
-    """Raises UserError where the batch or the weights cannot be split over the mesh, or the kernel cannot run on it."""
+def check_split(experiment, mesh, *, here: bool = True) -> None:
+    """Raises UserError where the batch or the weights cannot be split over the mesh, or the kernel cannot run on it.
+    here: whether the mesh has devices that can be asked what they can do."""
     axes = [f"mesh.{axis} {mesh.shape[axis]}" for axis in RULES["batch"] if mesh.shape[axis] > 1]
     ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
     rows, length = experiment.microbatch_size, experiment.model.context
@@ -102,10 +113,23 @@ def check_split(experiment, mesh, *, with_kernel: bool = True) -> None:
     parts = mesh.shape["sequence"]
     if length % parts:
         raise UserError(f"model.context {length} cannot be split {parts} ways (mesh.sequence)")
-    if with_kernel:
+    if here:
         kernel(experiment, mesh)
+        check_host_memory(experiment, mesh)
     # the vocabulary may not be known yet, and need not divide
     train_state.param_shardings(replace(experiment.model, vocab=experiment.model.vocab or 1), mesh)
+
+
+def check_host_memory(experiment, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where something is to lie on the host and these devices cannot reach its memory."""
+    asked = {
+        "optimizer_memory": experiment.optimizer_memory == "host",
+        "model.remat": experiment.model.remat == "offload",
+    }
+    kinds = {memory.kind for memory in mesh.devices.flat[0].addressable_memories()}
+    for name, wanted in asked.items():
+        if wanted and "pinned_host" not in kinds:
+            raise UserError(f"{name}: XLA has no pinned host memory on {mesh.devices.flat[0].device_kind}")
 
 
 def kernel(experiment, mesh: jax.sharding.Mesh) -> tuple[attention.Kernel, str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 
 from lmjax import trees
 from lmjax.models import attention, transformer, zoo
+from lmjax.models.blocks import BLOCK_INPUT
+from lmjax.models.config import Remat
 from lmjax.models.feedforward import Dense
 from lmjax.models.positions import Sinusoidal
 from lmjax.sharding import partition
@@ -151,7 +154,7 @@ def test_a_window_is_a_mask_in_every_kernel(window):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"unroll": 2}, {"remat": "products"}, {"remat": "everything"}])
+@pytest.mark.parametrize("change", [{"unroll": 2}, *({"remat": name} for name in get_args(Remat)[1:])])
 def test_scan_equals_unrolled_and_recomputed(change):
     """One layout of the parameters, the same losses and gradients."""
     cfg, other = tiny.gpt2(layers=4), tiny.gpt2(layers=4, **change)
@@ -168,6 +171,26 @@ def test_scan_equals_unrolled_and_recomputed(change):
     largest = max(np.abs(x).max() for x in jax.tree.leaves(ga))
     for x, y in zip(jax.tree.leaves(ga), jax.tree.leaves(gb), strict=True):
         assert np.abs(x - y).max() <= 1e-5 * largest
+
+
+def test_remat_keeps_what_it_says():
+    """The same gradients from less memory, in the order that ModelConfig promises, and inputs that lie on the host."""
+    temporary, gradients = {}, {}
+    for remat in get_args(Remat):
+        cfg = tiny.gpt2(layers=6, width=128, remat=remat)
+        params, batch = transformer.init_params(cfg, jax.random.key(0)), tiny.batch(cfg, 16)
+        gradient = jax.jit(jax.grad(lambda p, cfg=cfg, batch=batch: (logits(cfg, p, batch) ** 2).mean()))
+        traced = gradient.trace(params)
+        compiled = traced.lower().compile()
+        temporary[remat], gradients[remat] = compiled.memory_analysis().temp_size_in_bytes, compiled(params)
+        assert ("<host>" in str(traced.jaxpr)) == (remat == "offload")
+        assert (BLOCK_INPUT in str(traced.jaxpr)) == (remat != "nothing")
+    order = [temporary[name] for name in ("nothing", "products", "attention", "everything")]
+    assert order == sorted(order, reverse=True) and len(set(order)) == 4
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(gradients["nothing"]))
+    for remat in gradients:
+        pairs = zip(jax.tree.leaves(gradients["nothing"]), jax.tree.leaves(gradients[remat]))
+        assert max(np.abs(a - b).max() for a, b in pairs) <= 1e-6 * largest, remat
 
 
 def test_bfloat16_computes_over_float32_parameters():

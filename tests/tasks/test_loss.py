@@ -10,7 +10,7 @@ import pytest
 
 from lmjax.models import transformer
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.tasks.loss import cross_entropy, vocabulary_loss
+from lmjax.tasks.loss import LOGIT_BYTES, cross_entropy, loss_chunk, vocabulary_loss
 from tests import tiny
 
 
@@ -103,6 +103,48 @@ def test_chunks_never_hold_more_than_a_chunk_of_logits():
 
     assert largest(None) >= B * T * V
     assert largest(chunk) < 2 * B * chunk * V
+
+
+def test_gradients_of_bfloat16_chunks_are_summed_in_float32():
+    """Two chunks and eight give the same sums, which they would not in bfloat16, near the exact gradient."""
+    B, T, D, V = 2, 64, 16, 50
+    hidden = jax.random.normal(jax.random.key(0), (B, T, D)).astype(jnp.bfloat16)
+    matrix = jax.random.normal(jax.random.key(1), (V, D)).astype(jnp.bfloat16).astype(jnp.float32)
+
+    def gradient(hidden, chunk):
+        def loss(matrix):
+            return vocabulary_loss(hidden, matrix, jnp.zeros((B, T), int), jnp.ones((B, T)), chunk=chunk, cap=9.0).total
+
+        return jax.grad(loss)(matrix)
+
+    exact = gradient(hidden.astype(jnp.float32), None)
+    assert gradient(hidden, 8).dtype == jnp.float32
+    largest = np.abs(exact).max()
+    assert np.abs(gradient(hidden, 8) - gradient(hidden, 32)).max() < 1e-6 * largest
+    assert np.abs(gradient(hidden, 8) - exact).max() < 4e-3 * largest
+
+
+def test_auto_takes_all_places_or_the_most_that_fit():
+    places = LOGIT_BYTES // (4 * 128_256)
+    assert loss_chunk(12, 64, 65, {}) is None
+    assert loss_chunk(1, places, 128_256, {}) is None
+    assert loss_chunk(1, 8192, 128_256, {}) == 512
+    # each device has its share of rows, places and vocabulary; GPT-2's 50,257 entries do not divide
+    assert loss_chunk(8, 8192, 128_256, {"data": 8, "fsdp": 1, "tensor": 2}) == 1024
+    assert loss_chunk(1, 8192, 128_256, {"sequence": 4}) == 2048
+    assert loss_chunk(96, 1024, 50_257, {"fsdp": 8, "tensor": 2}) == 64
+    # no chunk is small enough, or divides among the devices of a row but this
+    assert loss_chunk(10_000, 96, 128_256, {"sequence": 8}) == 8
+    assert loss_chunk(1, 8191, 128_256, {}) == 1
+
+
+def test_auto_asks_the_mesh_in_use():
+    task, none = CausalLM(), CausalLM(loss_chunk=None)
+    assert task.chunk(8, 8192, 128_256) == 64
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        assert task.chunk(8, 8192, 128_256) == 512
+    assert none.chunk(8, 8192, 128_256) is None
 
 
 def test_label_shift_happens_once():

@@ -33,7 +33,7 @@ def experiment(cfg, apart=False, **changes):
 
 def start(exp, mesh):
     optimizer = optim.transform(exp.optimizer, exp.schedule, exp.steps)
-    where = train_state.shardings(exp.model, optimizer, mesh)
+    where = train_state.shardings(exp.model, optimizer, mesh, exp.optimizer_memory)
     make = jax.jit(lambda: train_state.fresh(exp.model, optimizer, exp.seed), out_shardings=where)
     return make(), optimizer
 
@@ -214,3 +214,19 @@ def test_loss_chunks_and_bfloat16_train():
     losses, _, params = train(exp, Mesh(data=1, fsdp=2), 2, 20, lambda _: tiny.batch(cfg, 8))
     assert losses[-1] < losses[0] - 1
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
+
+
+def test_optimizer_state_on_the_host_gives_the_same_bits():
+    """Between steps its arrays lie in pinned memory, on every device's own share."""
+    cfg = tiny.llama(vocab=96, width=64)
+    exp, mesh = experiment(cfg), Mesh(data=1, fsdp=2)
+    batch_of = lambda i: tiny.batch(cfg, 8, seed=i)
+    on_device = train(exp, mesh, 2, 2, batch_of)
+    away = replace(exp, optimizer_memory="host")
+    on_host = train(away, mesh, 2, 2, batch_of)
+    assert on_host[:2] == on_device[:2]
+    assert worst(on_device[2], on_host[2]) == 0
+    state, _ = start(away, build_mesh(mesh, jax.devices()[:2]))
+    kinds = {(x.ndim > 0, x.sharding.memory_kind) for x in jax.tree.leaves(state.opt_state)}
+    assert kinds == {(True, "pinned_host"), (False, "device")}
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(state.params)} == {"device"}
