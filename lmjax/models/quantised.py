@@ -2,7 +2,8 @@
 
 As SwitchBack (arXiv:2304.13013, section 2.2): the product forward and the gradient of what comes in are of 8 bits; the
 gradient of the weight, a sum over all tokens, is of the computation's dtype. A vector that comes in has one scale, and
-so have the weights of one output (of one input, backward). fp8 is e4m3 forward and e5m2 for gradients (arXiv:2209.05433, section 3).
+so have the weights of one output (of one input, backward). fp8 is e4m3 forward and e5m2 for gradients
+(arXiv:2209.05433, section 3).
 """
 
 import importlib.util
