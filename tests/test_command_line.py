@@ -82,6 +82,7 @@ def fails(words, capsys, folder=None):
         (["--mesh.fsdp=3"], "mesh: data rest x fsdp 3 does not fit 8 device(s)"),
         (["--mesh.tensor=4", "--mesh.data=2"], "heads of size 2 cannot be split 4 ways"),
         (["--model.kernel=Splash"], "model.kernel=Splash cannot run here: it needs a TPU, this is cpu"),
+        (["--model.products=fp8"], "model.products=fp8: cpu has no matrix products of fp8"),
         (["--model.vocab=200"], "model.vocab 200 is smaller than the tokenizer's 258 ids"),
         (["--data.source.path=nope.txt"], "data.source.path: nope.txt: no such file"),
         (["--data.source.path=empty.txt"], "empty.txt"),

@@ -16,7 +16,7 @@ from lmjax.models.moe import ExpertsLayer
 from lmjax.models.norms import Normalise
 from lmjax.models.packed import product
 from lmjax.models.positions import rotate
-from lmjax.models.projection import Projection, affine
+from lmjax.models.projection import Projection, mapped
 from lmjax.models.tap import TAPS, tap
 from lmjax.sharding import constrain
 
@@ -61,7 +61,7 @@ class AttentionLayer(nn.Module):
             if cfg.bias:
                 bias = jnp.concatenate([bias.reshape(K, -1, H) for _, bias in parts], axis=1)
                 bias = bias.astype(x_BTD.dtype).reshape(-1)
-            y = affine(x_BTD, kernel_DKMH.astype(x_BTD.dtype).reshape(D, -1), bias)
+            y = mapped(x_BTD, kernel_DKMH.astype(x_BTD.dtype).reshape(D, -1), bias, cfg.products)
         y_BTKMH = y.reshape(B, T, K, G + 2, H)
         y_BTKMH = constrain(y_BTKMH, "batch", "length", "kv_heads", None, "head_dim")
         return y_BTKMH[:, :, :, :G].reshape(B, T, cfg.heads, H), y_BTKMH[:, :, :, G], y_BTKMH[:, :, :, G + 1]
@@ -85,7 +85,9 @@ class AttentionLayer(nn.Module):
             z_BTNH, cache = jax.lax.switch(kind, looks, *arguments)
         z_BTNH = keep(cfg, ATTENDED, z_BTNH)
         out_bias = cfg.bias if cfg.out_bias is None else cfg.out_bias
-        out = Projection((cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, out_bias, name="out")
+        out = Projection(
+            (cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, out_bias, cfg.products, name="out"
+        )
         return constrain(out(tap(self, "hook_z", z_BTNH)), "batch", "length", "embed"), cache
 
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.models.attention import Auto, Kernel
-from lmjax.models.feedforward import Dense, FeedForward
+from lmjax.models.feedforward import Dense, Experts, FeedForward
 from lmjax.models.norms import LayerNorm, Norm
 from lmjax.models.positions import Learned, Positions, Rotary
+from lmjax.models.quantised import Products
 
 Remat = Literal["nothing", "products", "attention", "everything", "offload"]
 
@@ -40,7 +41,8 @@ class ModelConfig:
     bias: of the attention projections. init_std: of every matrix, divided by sqrt(2 layers) for the two that write
     to the residual stream (GPT-2, section 2.3). dtype: of the computation; parameters, softmax, norms
     and loss are float32 always. unroll: layers that one turn of the scan over layers holds; more compile longer and
-    run faster on CPU.
+    run faster on CPU. products: the numbers of the blocks' matrix products with weights, see models/quantised.py; not
+    of experts, attention or the unembedding.
 
     remat: what the backward pass of a block computes again (arXiv:1604.06174), from most memory to least. "nothing":
     all is kept. "products": what the matrix products with weights and attention gave is kept; norms, activations and
@@ -75,6 +77,7 @@ class ModelConfig:
     init_std: float = 0.02
     dtype: Literal["float32", "bfloat16"] = "float32"
     kernel: Kernel = Auto()
+    products: Products = "plain"
     remat: Remat = "nothing"
     unroll: int = 1
 
@@ -99,6 +102,8 @@ class ModelConfig:
                 raise ValueError(f"rotary positions turn pairs: head width {self.head_width} is not even")
             if rotary is not None and not isinstance(self.positions, Rotary):
                 raise ValueError("a Span has a rotary, and positions are not Rotary")
+        if self.products != "plain" and isinstance(self.feedforward, Experts):
+            raise ValueError(f"products is {self.products}, and those of experts are plain only")
         for name in ("score_scale", "score_cap", "logit_cap"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -139,7 +139,7 @@ class FeedForwardLayer(nn.Module):
         cfg, ff = self.cfg, self.cfg.feedforward
 
         def project(name, site):
-            layer = Projection((cfg.hidden,), ("embed",), ("mlp",), cfg.init_std, ff.bias, name=name)
+            layer = Projection((cfg.hidden,), ("embed",), ("mlp",), cfg.init_std, ff.bias, cfg.products, name=name)
             return tap(self, site, constrain(layer(x_BTD), "batch", "length", "mlp"))
 
         if isinstance(ff, Gated):
@@ -147,5 +147,5 @@ class FeedForwardLayer(nn.Module):
         else:
             h_BTF = activate(project("up", "hook_pre"), ff.activation)
         h_BTF = tap(self, "hook_post", h_BTF)
-        down = Projection((cfg.width,), ("mlp",), ("embed",), cfg.residual_std, ff.bias, name="down")
+        down = Projection((cfg.width,), ("mlp",), ("embed",), cfg.residual_std, ff.bias, cfg.products, name="down")
         return constrain(down(h_BTF), "batch", "length", "embed")

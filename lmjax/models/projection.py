@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.models import quantised
 from lmjax.models.packed import product
 from lmjax.sharding import named
 
@@ -42,14 +43,24 @@ def _affine_backward(saved, dy):
 affine.defvjp(_affine_forward, _affine_backward)
 
 
+def mapped(x: jax.Array, w_IO: jax.Array, b_O: jax.Array | None, products: quantised.Products) -> jax.Array:
+    """`affine`, or about it where the product is one of 8 bits."""
+    if products == "plain":
+        return affine(x, w_IO, b_O)
+    y = quantised.product(x, w_IO, products)
+    return y if b_O is None else y + b_O
+
+
 class Projection(nn.Module):
-    """Contract the last len(in_axes) axes of x with a weight (*in, *out); float32 weight, computed in x's dtype."""
+    """Contract the last len(in_axes) axes of x with a weight (*in, *out); float32 weight, computed in x's dtype or in
+    the numbers of `products`."""
 
     out: tuple[int, ...]
     in_axes: tuple[str, ...]
     out_axes: tuple[str, ...]
     std: float
     bias: bool
+    products: quantised.Products = "plain"
 
     @nn.compact
     def weights(self, inner: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
@@ -68,7 +79,8 @@ class Projection(nn.Module):
         kernel, bias = self.weights(x.shape[cut:])
         # one plain matrix product: XLA's CPU backend hands that to its fastest library, and not every einsum
         matrix_IO = kernel.astype(x.dtype).reshape(math.prod(x.shape[cut:]), math.prod(self.out))
-        y = affine(x.reshape(*x.shape[:cut], -1), matrix_IO, None if bias is None else bias.astype(x.dtype).reshape(-1))
+        bias = None if bias is None else bias.astype(x.dtype).reshape(-1)
+        y = mapped(x.reshape(*x.shape[:cut], -1), matrix_IO, bias, self.products)
         return y.reshape(*x.shape[:cut], *self.out)
 
     def _by_packed(self, x: jax.Array, cut: int) -> jax.Array:

@@ -144,6 +144,7 @@ def savings(experiment: Experiment, mesh: jax.sharding.Mesh) -> list[str]:
         chunk = experiment.task.chunk(experiment.microbatch_size, model.context, model.vocab)
     return [
         *([f"loss by chunks of {chunk} places"] if chunk is not None and chunk < model.context else []),
+        *([f"{model.products} products in the blocks"] if model.products != "plain" else []),
         *([f"remat {model.remat}"] if model.remat != "nothing" else []),
         *(["optimizer state on the host"] if experiment.optimizer_memory == "host" else []),
     ]

@@ -11,7 +11,7 @@ import optax
 from lmjax.compilation import fast_jit
 from lmjax.data.batch import Batch
 from lmjax.errors import UserError
-from lmjax.models import attention
+from lmjax.models import attention, quantised
 from lmjax.models.feedforward import Experts
 from lmjax.sharding import RULES, batch_sharding, constrain
 from lmjax.tasks.loss import Loss, Routed
@@ -116,6 +116,7 @@ def check_split(experiment, mesh, *, here: bool = True) -> None:
     if here:
         kernel(experiment, mesh)
         check_host_memory(experiment, mesh)
+        quantised.check(experiment.model.products, mesh.devices.flat[0])
     # the vocabulary may not be known yet, and need not divide
     train_state.param_shardings(replace(experiment.model, vocab=experiment.model.vocab or 1), mesh)
 

@@ -109,6 +109,12 @@ def test_interrupted_equals_uninterrupted(optimizer, plans, text_file, tmp_path,
         assert_same_run(straight, run(exp, tmp_path / "-".join(["stopped", *map(str, stops)]), stops, monkeypatch))
 
 
+def test_optimizer_state_on_the_host_resumes_with_the_same_bits(text_file, tmp_path, monkeypatch):
+    exp = experiment(text_file, tmp_path)
+    stopped = run(replace(exp, optimizer_memory="host"), tmp_path / "host", [10], monkeypatch)
+    assert_same_run(run(exp, tmp_path / "straight"), stopped)
+
+
 def test_evaluating_and_saving_change_nothing(text_file, tmp_path):
     exp = experiment(text_file, tmp_path)
     often = run(replace(exp, evaluate_every=1, checkpoint_every=1, sample_every=3), tmp_path / "often")
