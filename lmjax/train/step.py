@@ -123,10 +123,8 @@ def check_split(experiment, mesh, *, here: bool = True) -> None:
 
 def check_host_memory(experiment, mesh: jax.sharding.Mesh) -> None:
     """Raises UserError where something is to lie on the host and these devices cannot reach its memory."""
-    asked = {
-        "optimizer_memory": experiment.optimizer_memory == "host",
-        "model.remat": experiment.model.remat == "offload",
-    }
+    remat = experiment.model.remat
+    asked = {"optimizer_memory=host": experiment.optimizer_memory == "host", "model.remat=offload": remat == "offload"}
     kinds = {memory.kind for memory in mesh.devices.flat[0].addressable_memories()}
     for name, wanted in asked.items():
         if wanted and "pinned_host" not in kinds:
