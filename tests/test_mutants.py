@@ -38,6 +38,10 @@ MUTANTS = {
         "jax.random.key(experiment.seed)",
         "tests/train/test_step.py::test_each_step_has_its_own_dropout",
     ),
+    "a capacity counted in each row alone": (
+        "lmjax/models/moe.py", "(rows_CBE + (", "(0 * rows_CBE + (",
+        "tests/models/test_moe.py::test_what_is_over_the_capacity_is_dropped_as_a_reference_says",
+    ),
     "a forgotten causal mask": (
         "lmjax/models/attention.py", "return distance_BTS >= 0 if window is None",
         "return distance_BTS > -(10**9) if window is None",

@@ -57,10 +57,9 @@ def grads_and_loss(experiment, params, batch: Batch, key):
         batch, index = piece
         return jax.tree.map(jnp.add, sums, gradient(params, batch, jax.random.fold_in(key, index))), None
 
-    pieces = (microbatches(batch, count), jnp.arange(count))
     routed = Routed(*4 * [jnp.zeros(())]) if isinstance(experiment.model.feedforward, Experts) else None
     zeros = (jax.tree.map(jnp.zeros_like, params), Loss(jnp.zeros(()), jnp.zeros(()), routed))
-    return jax.lax.scan(add, zeros, pieces)[0]
+    return jax.lax.scan(add, zeros, (microbatches(batch, count), jnp.arange(count)))[0]
 
 
 def update(experiment, optimizer: optax.GradientTransformation, where, state: TrainState, batch: Batch):
