@@ -27,5 +27,5 @@ experiment = Experiment(
     evaluate_every=1000,
     checkpoint_every=500,
     sample_every=5000,
-    topology="v5e:8x16",
+    topology="v5p:4x4x8",
 )

@@ -6,8 +6,8 @@ The text, the tokenizer and the optimizer are those of small.py.
 
 Expected: 1.71 bits per byte on the held-out files (small.py: 1.73, gzip -9: 2.13, xz -9: 1.91). It took 262 seconds in
 all, caches cold, on two cores (x86-64 with AVX-512, Python 3.11) that others were using too, and 163 seconds of
-processor time. Balance 1.03 and 4 % of the assignments dropped at step 140. `--mesh.expert=8` lays an expert on each of eight
-devices, simulated ones with XLA_FLAGS=--xla_force_host_platform_device_count=8.
+processor time. Balance 1.03 and 4 % of the assignments dropped at step 140. `--mesh.expert=8` lays an expert on each
+of eight devices, simulated ones with XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
 from lmjax.data.sources import PythonLibrary, WholeDocuments
