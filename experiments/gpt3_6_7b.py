@@ -16,7 +16,7 @@ experiment = replace(
     name="gpt3_6_7b",
     model=zoo.gpt3("6.7b", dtype="bfloat16", remat="everything"),
     schedule=Cosine(peak=0.00012, warmup=375e6 / 300e9, share=260e9 / 300e9, floor=1.2e-05),
-    mesh=Mesh(data="rest", fsdp=16),
+    mesh=Mesh(data="rest", fsdp=32),
     batch_size=1024,
     microbatches=8,
     steps=143_051,

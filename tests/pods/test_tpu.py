@@ -21,7 +21,7 @@ def test_a_step_compiles_with_the_kernel_for_tpu(tmp_path):
     done = plan(
         "--config", "experiments/llama_small.py", "--topology", "v5p:2x2x2", "--json", str(tmp_path / "plan.json"),
         "--mesh.data=1", "--mesh.fsdp=2", "--mesh.sequence=2", "--mesh.tensor=2", "--model.layers=2", "--batch_size=8",
-        "--microbatches=2",
+        "--microbatches=2", "--model.width=1024", "--model.heads=16",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
