@@ -33,6 +33,13 @@ def parser_for(verb: str) -> Parser:
     if verb == "train":
         add("--run", metavar="DIR", help="the run's directory (default: runs/NAME)")
         add("--accept-changes", action="store_true", help="go on with a run whose experiment or text has changed")
+        hosts = parser.add_argument_group("several processes", "Slurm, Open MPI and TPU pods are found without these.")
+        add = hosts.add_argument
+        add("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached by all")
+        add("--processes", type=int, metavar="N", help="how many processes there are")
+        add("--process", type=int, metavar="I", help="which one this is, from 0")
+        add("--join-timeout", type=int, default=300, metavar="S", help="seconds until all have come (default: 300)")
+        add("--peer-timeout", type=int, default=60, metavar="S", help="until a silent one counts as dead (default: 60)")
     if verb == "data":
         add("--step", type=int, default=1, metavar="N", help="the step whose batch is shown (default: 1)")
         add("--windows", type=int, default=3, metavar="N", help="how many windows (default: 3)")

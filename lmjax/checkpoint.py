@@ -3,6 +3,9 @@
 A checkpoint is written to STEP.new, its manifest last, and then renamed to STEP: a killed process leaves no STEP that
 is not whole. It is good when every file has the size and SHA-256 that the manifest names: Orbax alone loads flipped
 bits and half-written directories without a word.
+
+Several processes write one checkpoint together, each its own part of the arrays and the checksums of its share of the
+files; process 0 writes the manifest and renames. They call everything here alike.
 """
 
 import hashlib
@@ -18,7 +21,7 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from lmjax import trees
+from lmjax import hosts, trees
 from lmjax.errors import UserError, path_text
 
 FORMAT = 1
@@ -78,8 +81,13 @@ class Checkpoints:
         scratch, directory = self.directory / f"{step}.new", self.directory / str(step)
         with telling_of_full_disk(self.directory):
             response.result()
-            files = {name: [size, _sha256(scratch / name)] for name, size in _files(scratch).items()}
-            manifest = Manifest(FORMAT, step, eval_loss, leaves, files)
+            sizes = hosts.by_first("checkpoint/files", lambda: _files(scratch), hosts.READY_LIMIT)
+            own = [[name, sizes[name], _sha256(scratch / name)] for name in hosts.share(sorted(sizes))]
+            told = hosts.gather("checkpoint/checksums", own, hosts.READY_LIMIT)
+            if not hosts.first():
+                return
+            files = {name: [size, digest] for part in told for name, size, digest in part}
+            manifest = Manifest(FORMAT, step, eval_loss, leaves, dict(sorted(files.items())))
             write_whole(scratch / MANIFEST, json.dumps(manifest.__dict__, indent=1))
             if directory.exists():
                 # damaged, or the run would not have come to this step again
@@ -136,26 +144,36 @@ def best_loss(directory: Path) -> float:
 
 
 def verify(directory: Path, step: int) -> Manifest:
-    """The manifest of a step whose files are all as it says. Raises Damaged."""
+    """The manifest of a step whose files are all as it says; of several processes each reads its share. Raises
+    Damaged."""
     folder = directory / str(step)
     manifest = manifests(directory).get(step)
     if manifest is None:
-        raise Damaged(f"{path_text(folder)}: it was not written to its end")
-    for name, (size, digest) in manifest.files.items():
-        file = folder / name
-        if not file.is_file():
-            raise Damaged(f"{path_text(file)}: missing")
-        if file.stat().st_size != size:
-            raise Damaged(f"{path_text(file)}: {file.stat().st_size} bytes, expected {size}")
-        if _sha256(file) != digest:
-            raise Damaged(f"{path_text(file)}: its checksum is not the one it was written with")
+        reasons = [f"{path_text(folder)}: it was not written to its end"]
+    else:
+        files = ((folder / name, *manifest.files[name]) for name in hosts.share(sorted(manifest.files)))
+        reasons = [reason for file in files if (reason := _damage(*file))][:1]
+    told = [reason for one in hosts.gather("checkpoint/verify", reasons, hosts.READY_LIMIT) for reason in one]
+    if told:
+        raise Damaged(told[0])
     return manifest
+
+
+def _damage(file: Path, size: int, digest: str) -> str | None:
+    """In what a file is not what the manifest says."""
+    if not file.is_file():
+        return f"{path_text(file)}: missing"
+    if file.stat().st_size != size:
+        return f"{path_text(file)}: {file.stat().st_size} bytes, expected {size}"
+    if _sha256(file) != digest:
+        return f"{path_text(file)}: its checksum is not the one it was written with"
+    return None
 
 
 def newest_good(directory: Path, warn) -> Manifest | None:
     """The newest checkpoint that is whole, or None where there is none at all. Each one passed over is told to
     warn(text). Raises UserError where there are checkpoints and none is good: nothing starts again at step 0."""
-    steps = steps_on_disk(directory)
+    steps = hosts.by_first("checkpoint/steps", lambda: steps_on_disk(directory))
     reasons = []
     for step in reversed(steps):
         try:

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from lmjax.cache import cache_root
-from lmjax.errors import UserError, path_text
+from lmjax.errors import UserError, one_line, path_text
 
 
 def run(verb: str, options, others: list[str]) -> int:
@@ -23,14 +23,14 @@ def run(verb: str, options, others: list[str]) -> int:
         }  # fmt: skip
         return verbs[verb](options, overrides(others))
     except UserError as error:
-        reason = " ".join(str(error).split("\n"))
+        reason = one_line(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.errno is None:
             raise
-        reason = f"{path_text(error.filename or 'a file')}: {error.strerror}"
+        reason = one_line(error)
     sys.stderr.write(f"error: {reason}\n")
     return 2
 
@@ -72,16 +72,22 @@ def prepare_libraries() -> None:
 
 
 def train(options, changes: list[str]) -> int:
-    from lmjax import experiment
+    from lmjax import experiment, hosts
     from lmjax.train import loop
 
+    meeting = hosts.Meeting(
+        options.coordinator, options.processes, options.process, options.join_timeout, options.peer_timeout
+    )
+    meeting.check()
     loaded = experiment.load(options.config, changes)
-    try:
-        path = Path(options.run) if options.run else Path("runs") / loaded.name
-        loop.train(loaded, path, accept_changes=options.accept_changes)
-    except loop.Stopped as stopped:
-        print(stopped, flush=True)
-        return stopped.code
+    path = Path(options.run) if options.run else Path("runs") / loaded.name
+    with hosts.together(meeting):
+        try:
+            loop.train(loaded, path, accept_changes=options.accept_changes)
+        except loop.Stopped as stopped:
+            if hosts.first():
+                print(stopped, flush=True)
+            return stopped.code
     return 0
 
 

@@ -75,6 +75,14 @@ def differences(old: dict, new: dict, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {_short(old)} -> {_short(new)}"]
 
 
+def flat(tree, key: str = "") -> dict[str, str]:
+    """Every leaf of a tree by its dotted key, as text."""
+    if not isinstance(tree, (dict, list)):
+        return {key: repr(tree)}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {name: leaf for k, item in items for name, leaf in flat(item, f"{key}.{k}" if key else str(k)).items()}
+
+
 def _short(tree) -> str:
     if isinstance(tree, dict):
         rest = ", ".join(f"{name}={_short(value)}" for name, value in tree.items() if name != TYPE)

@@ -10,6 +10,13 @@ def path_text(path) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
+def one_line(error: UserError | OSError) -> str:
+    """What is written after "error: "."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{path_text(error.filename or 'a file')}: {error.strerror}"
+    return " ".join(str(error).split("\n"))
+
+
 def say_where(error: BaseException | None, path) -> None:
     """Give an error of the operating system a place where it names none, as for a disk that fills up."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:

@@ -12,19 +12,20 @@ from pathlib import Path
 
 import jax
 
-from lmjax import checkpoint, configs, tokenizers
+from lmjax import checkpoint, configs, hosts, tokenizers
 from lmjax.checkpoint import write_whole
 from lmjax.errors import UserError, path_text, say_where
 from lmjax.experiment import Experiment
 from lmjax.tokenizers import Tokenizer
 
 # what a run that was killed while it began may have left
-BEGUN = {".lock", "tokenizer", "checkpoints", "held_out.jsonl", "data.json"}
+BEGUN = {".lock", ".shared", "tokenizer", "checkpoints", "held_out.jsonl", "data.json"}
 BEGUN |= {".held_out.jsonl.new", ".data.json.new", ".experiment.json.new"}
 
 
 class RunDirectory:
-    """Paths and small files. `lock` before writing anything; as a context manager, leaving unlocks."""
+    """Paths and small files. `lock` before writing anything; as a context manager, leaving unlocks. Of several
+    processes process 0 has the lock, and writes."""
 
     def __init__(self, path: Path):
         if unfit := set("[]*?") & set(str(path.absolute())):
@@ -58,7 +59,7 @@ class RunDirectory:
     def lock(self) -> None:
         """Keep other processes out until this one ends, in whatever way. Raises UserError where one is in. A second
         call does nothing."""
-        if self._lock is not None:
+        if self._lock is not None or not hosts.first():
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,8 @@ class RunDirectory:
             self._lock.close()
 
     def write_json(self, name: str, value) -> None:
-        write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
+        if hosts.first():
+            write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def read_json(self, name: str):
         file = self.path / name
@@ -145,6 +147,8 @@ class RunDirectory:
 
     def cut(self, step: int) -> None:
         """Drop the metrics and samples after a step: that part of the run is done again."""
+        if not hosts.first():
+            return
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
@@ -156,19 +160,25 @@ class RunDirectory:
 
     def resumable(self, warn):
         """The newest good checkpoint's manifest, or None at the start of a run."""
-        checkpoint.remove_leftovers(self.checkpoints)
+        if hosts.first():
+            checkpoint.remove_leftovers(self.checkpoints)
         return checkpoint.newest_good(self.checkpoints, warn)
+
+
+def versions() -> dict[str, str | None]:
+    """Of this package and those that decide what a run computes."""
+    names = ("lmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def environment() -> dict:
     """Versions, devices and the commit of the code, as far as they can be told."""
-    names = ("lmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
@@ -178,7 +188,7 @@ def environment() -> dict:
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": versions(),
         "devices": [str(device) for device in jax.devices()],
         "device_kind": jax.devices()[0].device_kind,
         "commit": commit,

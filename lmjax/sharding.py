@@ -161,7 +161,27 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"], RULES["length"]))
 
 
-def place_batch(batch, mesh: jax.sharding.Mesh):
-    """Host arrays (the whole batch, the same on every host) to devices, each host placing only its own rows."""
+def local_rows(mesh: jax.sharding.Mesh, rows: int) -> np.ndarray:
+    """Which of a batch's rows the devices of this process hold, in order."""
+    shape = (rows, mesh.shape["sequence"])
+    places = batch_sharding(mesh).addressable_devices_indices_map(shape).values()
+    return np.unique(np.concatenate([np.arange(rows)[place[0]] for place in places]))
+
+
+def place_batch(batch, mesh: jax.sharding.Mesh, rows: int | None = None):
+    """Host arrays to devices: this process's `local_rows` of a batch of so many rows; None: all of them are here."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
+
+    def place(x):
+        total = rows or len(x)
+        here = local_rows(mesh, total)
+        of_all = here if len(x) < total else np.arange(total)
+
+        def part(index):
+            start, stop, _ = index[0].indices(total)
+            first = np.searchsorted(of_all, start)
+            return x[first : first + stop - start, *index[1:]]
+
+        return jax.make_array_from_callback((total, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(place, batch)

@@ -28,7 +28,7 @@ class Address:
 
 
 class Batches:
-    """batches[step] for step = 1, 2, ...: `addresses(step)` says which windows, [] reads them."""
+    """batches[step] for step = 1, 2, ...: `addresses(step)` says which windows, [] reads them, `part` some of them."""
 
     def __init__(self, streams: list[tuple[TokenStream, float]], *, length: int, rows: int, seed: int, apart: bool):
         self.streams = [stream for stream, _ in streams]
@@ -41,16 +41,23 @@ class Batches:
         self._list = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
 
     def addresses(self, step: int) -> list[Address]:
-        return [self._list[i] for i in range((step - 1) * self.rows, step * self.rows)]
+        return self._addresses(step, np.arange(self.rows))
+
+    def _addresses(self, step: int, rows: np.ndarray) -> list[Address]:
+        return [self._list[(step - 1) * self.rows + int(row)] for row in rows]
 
     def __getitem__(self, step: int) -> Batch:
-        addresses = self.addresses(step)
+        return self.part(step, np.arange(self.rows))
+
+    def part(self, step: int, rows: np.ndarray) -> Batch:
+        """These rows of a step's batch; nothing else is read."""
+        addresses = self._addresses(step, rows)
         if len(self.streams) == 1:
             return self._read(0, addresses)
         numbers = np.array([address.part for address in addresses])
         pieces = {part: self._read(part, [a for a in addresses if a.part == part]) for part in np.unique(numbers)}
-        rows = {part: iter(range(self.rows)) for part in pieces}
-        order = [(part, next(rows[part])) for part in numbers]
+        rows_of = {part: iter(range(len(rows))) for part in pieces}
+        order = [(part, next(rows_of[part])) for part in numbers]
 
         def interleave(name):
             fields = {part: getattr(piece, name) for part, piece in pieces.items()}
@@ -62,12 +69,14 @@ class Batches:
         starts = np.array([address.start for address in addresses])
         return windows.read(self.streams[part], starts, self.length, apart=self.apart)
 
-    def ahead(self, first: int, last: int, prepare=lambda batch: batch):
-        """(step, prepare(batch)) for these steps, made by a thread a few steps ahead: the device never waits."""
+    def ahead(self, first: int, last: int, prepare=lambda batch: batch, rows: np.ndarray | None = None):
+        """(step, prepare(batch)) for these steps, made by a thread a few steps ahead: the device never waits. rows:
+        which are read; None: all."""
+        rows = np.arange(self.rows) if rows is None else rows
         with ThreadPoolExecutor(1) as pool:
             waiting = deque()
             for step in range(first, last + 1):
-                waiting.append((step, pool.submit(lambda step: prepare(self[step]), step)))
+                waiting.append((step, pool.submit(lambda step: prepare(self.part(step, rows)), step)))
                 if len(waiting) > READ_AHEAD:
                     step, batch = waiting.popleft()
                     yield step, batch.result()

@@ -121,9 +121,16 @@ class Store:
         return TokenStream(tuple(shards), starts, entry["text_bytes"], self.manifest["bos"])
 
 
-def open_store(source: Source, tokenizer: Tokenizer) -> Store:
-    """The store of this source and tokenizer, made where it is not there yet."""
-    directory = cache_root() / "tokens" / fingerprint(source, tokenizer)
+def open_store(source: Source, tokenizer: Tokenizer, known: str | None = None) -> Store:
+    """The store of this source and tokenizer, made where it is not there yet. known: its fingerprint, as process 0
+    found it; the text is then read only where the store is not in this host's cache. Raises UserError where that text
+    is another."""
+    stores = cache_root() / "tokens"
+    reused = known is not None and (stores / known / "manifest.json").is_file()
+    name = known if reused else fingerprint(source, tokenizer)
+    if known not in (None, name):
+        raise UserError("data.source: this process reads another text than process 0")
+    directory = stores / name
     reused = (directory / "manifest.json").is_file()
     if not reused:
         with built_whole(directory) as scratch:

@@ -46,10 +46,11 @@ def read(stream: TokenStream, starts_B: np.ndarray, length: int, *, apart: bool)
     )
 
 
-def held_out_batches(stream: TokenStream, length: int, rows: int, *, apart: bool):
-    """All windows in order, `rows` at a time; rows beyond the last window are padding."""
-    total = count(stream, length)
+def held_out_batches(stream: TokenStream, length: int, rows: int, *, apart: bool, part: np.ndarray | None = None):
+    """All windows in order, `rows` at a time; rows beyond the last window are padding. part: which rows of each batch
+    are read; None: all."""
+    total, part = count(stream, length), np.arange(rows) if part is None else part
     for first in range(0, total, rows):
-        starts = np.arange(first, first + rows) * length
-        starts[first + np.arange(rows) >= total] = stream.size
+        starts = (first + part) * length
+        starts[first + part >= total] = stream.size
         yield read(stream, starts, length, apart=apart)

@@ -16,7 +16,7 @@ from lmjax.data.store import TokenStream
 from lmjax.data.windows import count, held_out_batches
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
-from lmjax.sharding import place_batch
+from lmjax.sharding import local_rows, place_batch
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,10 @@ def held_out(experiment: Experiment, loss_of, params, stream: TokenStream, mesh:
     length, apart = experiment.model.context, experiment.data.apart
     if count(stream, length) == 0 or stream.text_bytes == 0:
         raise UserError(f"the text to evaluate has {stream.size} token(s); scoring needs at least 2, and some text")
+    rows = experiment.microbatch_size
+    batches = held_out_batches(stream, length, rows, apart=apart, part=local_rows(mesh, rows))
     # all batches are sent before the first result is asked for
-    losses = [
-        loss_of(params, place_batch(batch, mesh))
-        for batch in held_out_batches(stream, length, experiment.microbatch_size, apart=apart)
-    ]
+    losses = [loss_of(params, place_batch(batch, mesh, rows)) for batch in batches]
     losses = jax.device_get(losses)
     # float64: a float32 sum of a million losses loses the fourth digit
     nats = float(np.sum([loss.total for loss in losses], dtype=np.float64))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from lmjax import sharding
+from lmjax import hosts, sharding
 from lmjax.errors import UserError, path_text
 from lmjax.interop.config_json import read_config
 from lmjax.interop.families import family_of
@@ -117,7 +117,8 @@ def load_params(
     abstract, names = abstract_params(cfg), param_names(cfg)
     if not stacked:
         abstract, names = _apart(cfg, abstract, names)
-    with ThreadPoolExecutor(2) as pool:
+    # several processes must send off their programs in one order
+    with ThreadPoolExecutor(2 if hosts.count() == 1 else 1) as pool:
 
         def start(path, shape, axes):
             pieces = _pieces(checkpoint, by_path, path)

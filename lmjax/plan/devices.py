@@ -113,9 +113,9 @@ def devices_of(topology: Topology) -> list:
 
 def of_this_machine() -> Topology:
     """The devices at hand, with their maker's figures, or where these are not in the table with rates measured now."""
-    devices = jax.devices()
+    devices, own = jax.devices(), jax.local_devices()
     name = name_of(devices[0].device_kind)
-    device = DEVICES[name] if name else measured(devices[0], len(devices))
+    device = DEVICES[name] if name else measured(own[0], len(own))
     return Topology(f"{name or device.kind}:{len(devices)}", device, (len(devices),), here=True)
 
 

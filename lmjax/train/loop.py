@@ -1,13 +1,15 @@
 """Training, from an experiment to a finished run."""
 
+import os
 import signal
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from lmjax import checkpoint, optim, trees
+from lmjax import checkpoint, configs, hosts, optim, trees
 from lmjax.checkpoint import Checkpoints
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
@@ -15,11 +17,11 @@ from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
 from lmjax.experiment import Experiment
 from lmjax.generate.text import sample
 from lmjax.loaded import read_texts
-from lmjax.run_directory import RunDirectory, environment
-from lmjax.sharding import place_batch
+from lmjax.run_directory import RunDirectory, environment, versions
+from lmjax.sharding import local_rows, place_batch
 from lmjax.train import state as train_state
 from lmjax.train.predict import graded, predict, telling_what_helps
-from lmjax.train.prepare import Prepared, held_out_lines, in_force, prepare
+from lmjax.train.prepare import Prepared, check_devices, held_out_lines, in_force, prepare
 from lmjax.train.report import Report, Screen
 from lmjax.train.start import params_of
 from lmjax.train.state import TrainState
@@ -36,10 +38,10 @@ class Stopped(Exception):
 def train(experiment: Experiment, run_path: Path, *, accept_changes: bool = False) -> None:
     """Begin or go on with the run in `run_path`. Raises UserError, and Stopped after SIGTERM or Ctrl-C."""
     screen = Screen(experiment.steps)
+    hosts.check_equal("experiment", differing(experiment))
     with RunDirectory(run_path) as run:
-        prepared = prepare(experiment, run)
+        prepared, changes = begin_together(experiment, run, accept_changes)
         experiment = prepared.experiment
-        changes = open_run(run, prepared, accept_changes)
         optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
         with jax.set_mesh(prepared.mesh):
             state = resume(run, prepared, optimizer, screen, changed=bool(changes))
@@ -52,20 +54,45 @@ def train(experiment: Experiment, run_path: Path, *, accept_changes: bool = Fals
             run_steps(run, prepared, state, screen)
 
 
+def differing(experiment: Experiment) -> dict[str, str]:
+    """All that must be the same in every process, by name."""
+    code = {f"the version of {name}": str(number) for name, number in versions().items()}
+    return code | configs.flat(configs.to_tree(experiment))
+
+
+def begin_together(experiment: Experiment, run: RunDirectory, accept_changes: bool) -> tuple[Prepared, list[str]]:
+    """Process 0 makes ready what is shared, the others find it: tokenizer, token stores, the run directory. With the
+    accepted changes."""
+
+    def begin(known: list[str] | None):
+        prepared = prepare(experiment, run, known)
+        return prepared, open_run(run, prepared, accept_changes)
+
+    if hosts.count() > 1:
+        check_devices(experiment)
+        run.check_place()
+        hosts.check_shared(run.path)
+    begun = begin(None) if hosts.first() else None
+    known = hosts.by_first("data", lambda: begun[0].data["fingerprints"], hosts.READY_LIMIT)
+    return begun or begin(known)
+
+
 def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, screen: Screen) -> None:
     """The loop. A step is sent off before the results of the one before are looked at, so the device never waits."""
     experiment, mesh = prepared.experiment, prepared.mesh
     done, steps = int(state.step), experiment.steps
     made, loss_of = predict(experiment, mesh, screen.say), compile_loss(experiment)
     rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=steps))(np.arange(steps)))
-    best = checkpoint.best_loss(run.checkpoints)
+    best = hosts.by_first("best", lambda: checkpoint.best_loss(run.checkpoints))
+    here = local_rows(mesh, experiment.batch_size)
+    place = partial(place_batch, mesh=mesh, rows=experiment.batch_size)
     with (
         StopSignals() as stop,
         Checkpoints(run.checkpoints, experiment.keep_checkpoints) as checkpoints,
         Report(run, experiment, done, screen) as report,
         telling_what_helps(made, screen.say),
     ):
-        for step, batch in prepared.batches.ahead(done + 1, steps, partial(place_batch, mesh=mesh)):
+        for step, batch in prepared.batches.ahead(done + 1, steps, place, here):
             state, metrics = made.program(state, batch)
             report.step(step, metrics, float(rates[step - 1]), partial(describe, prepared, step))
 
@@ -80,7 +107,7 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, screen: 
                 report.sample(step, text)
             eval_loss = None if result is None else result.eval_loss
             better = eval_loss is not None and eval_loss < best
-            stopping = stop.number
+            stopping = stop.after(step)
             if better or stopping or due(step, experiment.checkpoint_every, steps):
                 report.settle()
                 checkpoints.save(step, state.params, rest(state), eval_loss)
@@ -132,7 +159,7 @@ def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen, *, 
         params, others = checkpoint.restore(run.checkpoints, manifest, abstract.params, rest(abstract))
         state = TrainState(others["step"], params, others["opt_state"])
         screen.say(f"resuming {run.path} after step {manifest.step}")
-    if changed:
+    if changed and hosts.first():
         # it was accepted, and fits the checkpoint
         run.write_experiment(experiment, prepared.data, held_out_lines(prepared.held_out_texts()))
     run.write_json("environment.json", environment())
@@ -151,6 +178,8 @@ def describe(prepared: Prepared, step: int) -> str:
 
 def summarise(run: RunDirectory, result: HeldOut, text: str, screen: Screen) -> None:
     """The sample, the held-out figures beside a compressor's, and where everything is."""
+    if not hosts.first():
+        return
     screen.say(f"sample: {text}")
     screen.say(f"held out: {result.tokens:,} tokens, {result.text_bytes:,} bytes; {result.protocol}")
     figures = {"this model": result.bits_per_byte}
@@ -161,14 +190,24 @@ def summarise(run: RunDirectory, result: HeldOut, text: str, screen: Screen) -> 
 
 
 class StopSignals:
-    """While open, SIGTERM and the first Ctrl-C only leave their number in `number`; a second Ctrl-C interrupts."""
+    """While open, SIGTERM and the first Ctrl-C are only noted; a second Ctrl-C interrupts. One that reaches one of
+    several processes stops all after the same step, on which JAX's preemption service agrees; SIGTERM's handler is
+    its own."""
 
     def __init__(self):
         self.number = 0
+        self.several = hosts.count() > 1
 
     def __enter__(self):
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        noted = (signal.SIGINT,) if self.several else (signal.SIGTERM, signal.SIGINT)
+        self._before = {s: signal.signal(s, self._note) for s in noted}
         return self
+
+    def after(self, step: int) -> int:
+        """The signal for which all processes stop after this step; 0: none. To be called once a step."""
+        if self.several and not multihost_utils.reached_preemption_sync_point(step):
+            return 0
+        return self.number or (signal.SIGTERM if self.several else 0)
 
     def __exit__(self, *exception):
         for number, handler in self._before.items():
@@ -178,3 +217,5 @@ class StopSignals:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+        if self.several:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import jax
 
-from lmjax import tokenizers
+from lmjax import hosts, tokenizers
 from lmjax.cache import built_whole, cache_root
 from lmjax.data.batches import Batches
 from lmjax.data.sources import Source, parts
@@ -52,12 +52,14 @@ def check_devices(experiment: Experiment) -> jax.sharding.Mesh:
     return mesh
 
 
-def prepare(experiment: Experiment, run: RunDirectory | None) -> Prepared:
-    """Tokenizer, token stores and batches. With a run directory that has begun, its own tokenizer."""
+def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] | None = None) -> Prepared:
+    """Tokenizer, token stores and batches. With a run directory that has begun, its own tokenizer. known: the
+    fingerprints of the stores, where another process made them."""
     mesh = check_devices(experiment)
     sources = parts(experiment.data.source)
-    for source, _ in sources:
-        source.check()
+    if known is None:
+        for source, _ in sources:
+            source.check()
     if run is not None:
         run.check_place()
         if run.exists:
@@ -68,7 +70,8 @@ def prepare(experiment: Experiment, run: RunDirectory | None) -> Prepared:
         # a run that has begun needs what it started from no more
         experiment = experiment.with_vocab(run.experiment().model.vocab) if begun else fitting(experiment, tokenizer)
     experiment = experiment.with_vocab(tokenizer.vocab_size)
-    stores = [open_store(source, tokenizer) for source, _ in sources]
+    names = known or [None] * len(sources)
+    stores = [open_store(source, tokenizer, name) for (source, _), name in zip(sources, names, strict=True)]
     streams = [(store.stream("train"), weight) for store, (_, weight) in zip(stores, sources, strict=True)]
     length = experiment.model.context
     for (stream, _), (source, _) in zip(streams, sources, strict=True):
@@ -126,7 +129,8 @@ def in_force(prepared: Prepared) -> str:
     tokens = sum(store.manifest["train"]["tokens"] for store in prepared.stores)
     return " | ".join(
         [
-            f"in force: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+            f"in force: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+            + (f" of {hosts.count()} processes" if hosts.count() > 1 else ""),
             f"mesh {sizes or 'one device'}",
             f"attention {type(used).__name__} ({why})",
             f"{experiment.model.dtype} over float32 parameters",

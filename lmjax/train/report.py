@@ -9,6 +9,7 @@ import time
 import jax
 from tensorboardX import SummaryWriter
 
+from lmjax import hosts
 from lmjax.errors import UserError
 from lmjax.plan.counts import flops_per_token
 from lmjax.plan.devices import peak_flops
@@ -18,7 +19,8 @@ LINE_SECONDS = 5.0
 
 
 class Screen:
-    """Plain lines, or a progress bar on a terminal. A reader that goes away (| head) does not end the run."""
+    """Plain lines, or a progress bar on a terminal; of several processes process 0 alone shows them. A reader that goes
+    away (| head) does not end the run."""
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -27,6 +29,8 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line that is always shown."""
+        if not hosts.first():
+            return
         # generated text must not steer the terminal
         text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
         try:
@@ -39,7 +43,7 @@ class Screen:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def begin(self, done: int) -> None:
-        if not sys.stdout.isatty():
+        if not hosts.first() or not sys.stdout.isatty():
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -73,9 +77,11 @@ class Report:
         self.tokens_per_step = experiment.batch_size * experiment.model.context
         peak = peak_flops()
         self.token_share_of_peak = flops_per_token(experiment.model) / peak if peak else None
-        self._file = open(run.metrics, "a", encoding="utf-8")
+        # the other processes look at the same figures, and stop at the same step where these are not finite
+        writes = hosts.first()
+        self._file = open(run.metrics, "a", encoding="utf-8") if writes else None
         self._samples = run.samples
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=done + 1 if done else None)
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=done + 1 if done else None) if writes else None
         self._pending = None
         self._clock: float | None = None
         self._seconds: float | None = None
@@ -86,8 +92,9 @@ class Report:
 
     def __exit__(self, *exception):
         self.screen.end()
-        self._board.close()
-        self._file.close()
+        if self._file is not None:
+            self._board.close()
+            self._file.close()
 
     @property
     def tokens_per_second(self) -> float:
@@ -116,6 +123,8 @@ class Report:
         self.screen.say(f"step {step}/{self.experiment.steps}  {figures}")
 
     def sample(self, step: int, text: str) -> None:
+        if self._file is None:
+            return
         with open(self._samples, "a", encoding="utf-8") as stream:
             stream.write(f"--- step {step}\n{text}\n")
         self._board.add_text("sample", text, step)
@@ -151,6 +160,8 @@ class Report:
         self.screen.progress(step, loss, self.tokens_per_step / self._seconds, left)
 
     def _line(self, values: dict) -> None:
+        if self._file is None:
+            return
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
         for name, value in values.items():
