@@ -13,8 +13,9 @@ from lmjax.experiment import Experiment
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.models import attention
-from lmjax.models.transformer import abstract_params
+from lmjax.models.transformer import abstract_params, param_names
 from lmjax.run_directory import RunDirectory
+from lmjax.sharding import placement
 from lmjax.tokenizers import HuggingFace, Tokenizer
 
 HUB = "hf:"
@@ -39,7 +40,7 @@ def load_model(path: Path | str, step: int | str | None = None, *, mesh=None, st
     what is in it is not whole."""
     place = resolve(path)
     if (place / "experiment.json").is_file() or not (place / "config.json").is_file():
-        return load_run(place, step)
+        return load_run(place, step, mesh)
     if step is not None:
         raise UserError(f"--step {step}: {path_text(place)} is not a run and has no steps")
     found = open_checkpoint(place)
@@ -82,17 +83,17 @@ def _fetched(name: str) -> Path:
         raise UserError(f"{HUB}{name}: not fetched: {' '.join(str(error).split())[:300]}") from None
 
 
-def load_run(path: Path, step: int | str | None = None) -> Loaded:
+def load_run(path: Path, step: int | str | None = None, mesh: jax.sharding.Mesh | None = None) -> Loaded:
     """The parameters of a run's checkpoint, layers stacked, as `load_model`."""
     if not path.is_dir():
         raise UserError(f"{path_text(path)}: no such directory")
     run = RunDirectory(path)
     experiment = _runnable(run.experiment())
     manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract_params(experiment.model)
-    )
+        lambda x, names: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement(mesh, names, x.shape)),
+        abstract_params(experiment.model), param_names(experiment.model),
+    )  # fmt: skip
     params, _ = checkpoint.restore(run.checkpoints, manifest, abstract)
     return Loaded(path, experiment, run.tokenizer(), params, manifest.step, run.held_out)
 

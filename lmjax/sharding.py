@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lmjax.errors import UserError
 
@@ -102,6 +102,14 @@ def partition(names, shape, sizes: dict[str, int], *, strict: bool = True) -> Pa
         used.update(axes)
         spec.append(axes or None)
     return PartitionSpec(*spec)
+
+
+def placement(mesh: jax.sharding.Mesh | None, names, shape) -> jax.sharding.Sharding:
+    """Where an array whose axes have these logical names lies; without a mesh, on this process's first device.
+    Raises as `partition`."""
+    if mesh is None:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    return NamedSharding(mesh, partition(names, shape, dict(mesh.shape)))
 
 
 def share(names, shape, sizes: dict[str, int]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax import hosts, sharding
 from lmjax.errors import UserError, path_text
@@ -122,7 +122,7 @@ def load_params(
 
         def start(path, shape, axes):
             pieces = _pieces(checkpoint, by_path, path)
-            return pool.submit(_array, shape.shape, dtype, _placement(mesh, shape.shape, axes), pieces)
+            return pool.submit(_array, shape.shape, dtype, sharding.placement(mesh, axes, shape.shape), pieces)
 
         paths = map_named(lambda path, _: path, abstract)
         futures = jax.tree.map(start, paths, abstract, names, is_leaf=lambda x: isinstance(x, str))
@@ -133,12 +133,6 @@ def _apart(cfg: ModelConfig, abstract: dict, names: dict) -> tuple[dict, dict]:
     layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract["blocks"])
     axes = jax.tree.map(lambda x: x[1:], names["blocks"], is_leaf=lambda x: isinstance(x, tuple))
     return abstract | {"blocks": (layer,) * cfg.layers}, names | {"blocks": (axes,) * cfg.layers}
-
-
-def _placement(mesh: jax.sharding.Mesh | None, shape, axes) -> jax.sharding.Sharding:
-    if mesh is None:
-        return SingleDeviceSharding(jax.devices()[0])
-    return NamedSharding(mesh, sharding.partition(axes, shape, dict(mesh.shape)))
 
 
 def _pieces(checkpoint: Checkpoint, by_path: dict, path: str) -> list[tuple[tuple[int, ...], np.ndarray]]:

@@ -38,10 +38,9 @@ def begun(optimizer: optax.GradientTransformation, params: dict) -> TrainState:
 def param_shardings(cfg: ModelConfig, mesh: jax.sharding.Mesh):
     """A NamedSharding for every parameter. Raises UserError where an axis of the mesh does not divide it."""
 
-    def where(shape, names):
-        return NamedSharding(mesh, sharding.partition(names, shape.shape, dict(mesh.shape)))
-
-    return jax.tree.map(where, abstract_params(cfg), param_names(cfg))
+    return jax.tree.map(
+        lambda x, names: sharding.placement(mesh, names, x.shape), abstract_params(cfg), param_names(cfg)
+    )
 
 
 Memory = Literal["device", "host"]

@@ -39,9 +39,9 @@ def environment(devices: int, **more: str) -> dict[str, str]:
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(tiny.ROOT), "PYTHONUNBUFFERED": "1"} | more
 
 
-def start(words: list[str], *, devices: int, **more: str) -> subprocess.Popen:
+def start(words: list[str], *, devices: int, program=("run.py",), **more: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "run.py", *words], cwd=tiny.ROOT, env=environment(devices, **more), text=True,
+        [sys.executable, *program, *words], cwd=tiny.ROOT, env=environment(devices, **more), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Two processes of four simulated devices each, on 127.0.0.1: `python -m pytest -o addopts= tests/hosts`."""
 
+import json
 import signal
 import time
 
@@ -85,6 +86,28 @@ def test_two_processes_compute_what_one_does(one, two):
     assert [d.err for d in done] == ["", ""]
 
 
+@pytest.mark.parametrize(
+    ("mesh", "each"),
+    [
+        ({"data": 8}, 4),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 4),
+        ({"data": 1, "tensor": 8}, 8),
+        ({"data": 1, "fsdp": 2, "sequence": 4}, 4),
+    ],
+    ids=["data", "mixed", "tensor", "sequence"],
+)
+def test_each_process_reads_only_the_rows_that_its_devices_hold(mesh, each):
+    place = f"127.0.0.1:{free_port()}"
+    words = [[place, str(i), json.dumps(mesh)] for i in range(2)]
+    done = ended([start(w, devices=4, program=["-m", "tests.hosts.rows"]) for w in words])
+    assert [d.code for d in done] == [0, 0], [d.err for d in done]
+    told = [json.loads(d.out.split("RESULT")[1]) for d in done]
+    assert sorted({row for t in told for row in t["rows"]}) == list(range(8))
+    for t in told:
+        assert len(t["rows"]) == each
+        assert t["read"] == each * 17
+
+
 def test_a_checkpoint_is_written_once_and_is_whole(two):
     """By both: the arrays' files are of two processes, and every file has its checksum."""
     run, _ = two
@@ -157,6 +180,22 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(folder, confi
     assert alone(config, whole, "--steps=6").code == 0
     assert alone(config, whole, "--steps=12", "--accept-changes").code == 0
     same_losses(whole, run, rel=1e-6)
+
+
+def test_training_starts_from_a_trained_model_on_both(folder, config, two):
+    """A run, and a Hugging Face directory; as one process does."""
+    exported = folder / "exported"
+    (done,) = ended([start(["export", "--model", str(two[0]), "--to", str(exported)], devices=1)])
+    assert done.code == 0, done.err
+    tokenizer = ["--tokenizer=HuggingFace", f"--tokenizer.path={exported}"]
+    for name, source, words in (("run", two[0], []), ("directory", exported, tokenizer)):
+        words = ["--steps=2", f"--init_from={source}", *words]
+        done = ended(start_two(config, folder / f"two_from_{name}", *words))
+        assert [d.code for d in done] == [0, 0], [d.err for d in done]
+        done = alone(config, folder / f"one_from_{name}", *words)
+        assert done.code == 0, done.err
+        same_losses(folder / f"one_from_{name}", folder / f"two_from_{name}", rel=1e-6)
+        assert metrics(folder / f"two_from_{name}")[0]["loss"] < metrics(two[0])[0]["loss"] - 1
 
 
 def test_what_differs_between_processes_is_named(folder, config):
