@@ -37,7 +37,6 @@ def begun(optimizer: optax.GradientTransformation, params: dict) -> TrainState:
 
 def param_shardings(cfg: ModelConfig, mesh: jax.sharding.Mesh):
     """A NamedSharding for every parameter. Raises UserError where an axis of the mesh does not divide it."""
-
     return jax.tree.map(
         lambda x, names: sharding.placement(mesh, names, x.shape), abstract_params(cfg), param_names(cfg)
     )
