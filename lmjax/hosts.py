@@ -90,6 +90,8 @@ def join(meeting: Meeting) -> None:
     place = meeting.coordinator or "the place that the cluster names"
     # JAX would end the process by a stack trace
     reason = f"not all processes came to {place} within {meeting.join_timeout} s (--join-timeout)"
+    if "SLURM_NTASKS" in os.environ and meeting.coordinator is None:
+        reason += "; Slurm starts them by srun"
     late = threading.Timer(meeting.join_timeout, lambda: _end(2, reason))
     late.daemon = True
     late.start()
@@ -99,6 +101,8 @@ def join(meeting: Meeting) -> None:
             initialization_timeout=meeting.join_timeout + 60, heartbeat_timeout_seconds=meeting.peer_timeout,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
+        if meeting.coordinator is None and "coordinator_address should be defined" in str(error):
+            return  # it looked like a TPU's host, and is none
         raise UserError(f"joining the other processes failed: {' '.join(str(error).split())[:300]}") from None
     finally:
         late.cancel()
