@@ -134,8 +134,8 @@ def name_of(kind: str) -> str | None:
 
 @functools.cache
 def measured(device: jax.Device, count: int) -> Device:
-    """What a device gives in a fifth of a second, once a process: products of 1024 x 1024 matrices, and copies of 64 MiB.
-    Simulated devices share one processor, and get its count-th part."""
+    """What a device gives in a fifth of a second, once a process: products of 1024 x 1024 matrices, and copies of
+    64 MiB. Simulated devices share one processor, and get its count-th part."""
     with jax.default_device(device):
         square = jnp.ones((1024, 1024), jnp.float32)
         long = jnp.ones((1 << 24,), jnp.float32)
