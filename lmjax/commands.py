@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lmjax.cache import cache_root
 from lmjax.errors import UserError, one_line, path_text
+from lmjax.places import place
 
 
 def run(verb: str, options, others: list[str]) -> int:
@@ -80,7 +81,7 @@ def train(options, changes: list[str]) -> int:
     )
     meeting.check()
     loaded = experiment.load(options.config, changes)
-    path = Path(options.run) if options.run else Path("runs") / loaded.name
+    path = place(options.run) if options.run else Path("runs") / loaded.name
     with hosts.together(meeting):
         try:
             loop.train(loaded, path, accept_changes=options.accept_changes)
@@ -118,7 +119,7 @@ def evaluate(options, _) -> int:
         raise UserError(f"--text FILE is needed: {options.model} is not a run, and has no held-out text of its own")
     tokenizer = needed_tokenizer(loaded)
     experiment = with_context(loaded.experiment, options.context)
-    texts = read_texts(Path(options.text) if options.text else loaded.held_out)
+    texts = read_texts(place(options.text) if options.text else loaded.held_out)
     # the batch is the run's own, so that the sums are too; devices that cannot share it stay idle
     devices = jax.devices()
     devices = devices if experiment.microbatch_size % len(devices) == 0 else devices[:1]

@@ -6,6 +6,7 @@ UserError that names the URL; only that something is missing is a FileNotFoundEr
 """
 
 import errno
+import hashlib
 import os
 import re
 from collections import deque
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from lmjax.errors import UserError, path_text
 
@@ -140,10 +141,9 @@ class Remote:
             if hidden or not any(part.startswith(".") for part in PurePosixPath(key).parts[skip:])
         ]
 
-    def open(self, mode: str = "rb") -> IO[bytes]:
-        """To read from beginning to end."""
-        with self._telling():
-            return self._system.open(self.key, mode, block_size=BLOCK)
+    def sha256(self) -> str:
+        with self._telling(), self._system.open(self.key, "rb", block_size=BLOCK) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def read_bytes(self) -> bytes:
         with self._telling():
@@ -231,13 +231,13 @@ class Remote:
         except UserError:
             raise
         except Exception as error:  # each library has classes of its own
-            raise UserError(f"{path_text(self)}: {reason(error)}") from None
+            raise UserError(f"{path_text(self)}: {reason_of(error)}") from None
 
 
 Place = Path | Remote
 
 
-def reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What an error of some library says, in one line."""
     text = " ".join(str(error).split())
     return text[:300] if text else type(error).__name__
@@ -264,9 +264,9 @@ def place(text: Place | str) -> Place:
         system, key = fsspec.core.url_to_fs(url)
     except ImportError as error:
         extra = " (python -m pip install -e '.[gcs]')" if url.startswith("gs:") else ""
-        raise UserError(f"{path_text(text)}: {reason(error)}{extra}") from None
+        raise UserError(f"{path_text(text)}: {reason_of(error)}{extra}") from None
     except Exception as error:  # of the name, the host, the rights
-        raise UserError(f"{path_text(text)}: {reason(error)}") from None
+        raise UserError(f"{path_text(text)}: {reason_of(error)}") from None
     if scheme in ("file", "local"):
         return Path(key)
     key = key.rstrip("/")
