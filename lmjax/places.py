@@ -159,6 +159,8 @@ class Remote:
 
     def create(self, text: str) -> bool:
         """Write where nothing is yet; whether that was so. One of several is faster where the store can tell."""
+        if self.exists():  # some take a condition, and do not look at it
+            return False
         with self._telling():
             self._make_folder(self.key)
             try:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socketserver
 import time
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def server():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
+        # clients that close a connection early are no news
+        patch.setattr(socketserver.BaseServer, "handle_error", lambda *_: None)
         fsspec.config.set_conf_env(fsspec.config.conf)
         yield
     server.stop()
@@ -109,7 +112,7 @@ def test_killed_and_resumed_from_text_in_a_bucket_is_the_local_run(folder, confi
     assert checkpoint.steps_on_disk(place(url) / "checkpoints") == checkpoint.steps_on_disk(local / "checkpoints")
 
 
-def test_two_processes_write_one_checkpoint_and_one_reads_it(folder, config, local):
+def test_two_processes_write_one_checkpoint_and_one_reads_it(folder, config, local, capsys):
     url = f"{RUNS}/two"
     done = ended(start_two(config, url))
     assert [d.code for d in done] == [0, 0], [d.err for d in done]
@@ -126,10 +129,15 @@ def test_two_processes_write_one_checkpoint_and_one_reads_it(folder, config, loc
     assert f"resuming {url} after step {STEPS}" in again[0].out
     told = [
         ended([start([verb, "--model", url, *words], devices=1)])[0]
-        for verb, words in (("evaluate", []), ("generate", ["--prompt", "the"]))
+        for verb, words in (("evaluate", []), ("generate", ["--prompt", "the", "--max_new_tokens", "5"]))
     ]
     assert [d.code for d in told] == [0, 0], [d.err for d in told]
     assert f"{url} after step 14" in told[0].out
+    newest = place(f"{url}/checkpoints/14")
+    big = max((size, name) for name, size in newest.sizes().items())
+    (newest / big[1]).write_text("x" * big[0])
+    assert load_run(url).step == STEPS
+    assert "WARNING: going back to step 12: damaged checkpoint gs://bucket/runs/two/" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_one_line(config):
