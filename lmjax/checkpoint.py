@@ -274,7 +274,7 @@ def native(directory: Place) -> bool:
 
 
 def orbax_path(place: Place):
-    return epath.Path(str(place.absolute()))
+    return place.absolute() if isinstance(place, Path) else epath.Path(str(place))
 
 
 def _scratch(directory: Place, step: int) -> Place:
@@ -342,9 +342,11 @@ class telling_of_full_disk:
     def __exit__(self, kind, error, trace):
         text = str(error)
         sign = next((sign for sign in self.SIGNS if sign in text), None)
-        if isinstance(self.directory, Remote) and isinstance(error, Exception) and not isinstance(error, UserError):
+        others = (UserError, jax.errors.JaxRuntimeError)  # of a dead process: see hosts.py
+        if isinstance(self.directory, Remote) and isinstance(error, Exception) and not isinstance(error, others):
             raise UserError(
-                f"{path_text(self.directory)}: the checkpoint could not be written: {reason_of(error)}"
+                f"{path_text(self.directory)}: the checkpoint could not be written: {type(error).__name__}: "
+                f"{reason_of(error)}; earlier ones are intact"
             ) from None
         if sign or isinstance(error, OSError):
             why = "No space left" if sign == "RESOURCE_EXHAUSTED" else sign or error.strerror or text

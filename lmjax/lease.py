@@ -47,8 +47,11 @@ class Lease:
     def release(self) -> None:
         with self._writing:
             self._ended.set()
-            if self._ours(_read(self._file)):
-                self._file.unlink(missing_ok=True)
+            try:
+                if self._ours(_read(self._file)):
+                    self._file.unlink(missing_ok=True)
+            except (UserError, OSError):
+                pass  # it will be found silent; what brought the run to its end is the error to be told
 
     def _wait_for_death(self, tell: Callable[[str], None]) -> None:
         found = _read(self._file)

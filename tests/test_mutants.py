@@ -60,6 +60,11 @@ MUTANTS = {
         "lmjax/checkpoint.py", "if _sha256(file) != digest:", "if False:",
         "tests/test_checkpoint.py::test_damage_is_found_and_the_newest_good_step_is_used_loudly",
     ),
+    "metrics that come after their checkpoint": (
+        "lmjax/checkpoint.py", "            _publish(scratch, self.directory, step)\n",
+        "            _publish(scratch, self.directory, step)\n            self.before_commit()\n",
+        "tests/test_places.py::test_a_checkpoint_counts_when_all_else_is_there",
+    ),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lmjax import checkpoint, commands
+from lmjax.checkpoint import Checkpoints
 from lmjax.data.sources import JsonLines, TextFiles
 from lmjax.data.store import fingerprint
 from lmjax.errors import UserError
@@ -22,6 +23,7 @@ from lmjax.tokenizers import Bytes
 from lmjax.train import loop, start
 from lmjax.train.report import Report
 from tests import tiny
+from tests.test_checkpoint import PARAMS, REST, abstract
 
 
 @pytest.fixture
@@ -209,9 +211,13 @@ def test_the_other_verbs_read_a_run_at_a_url(trained, url, bucket, capsys):
     assert outputs[0] == outputs[1]
     assert run("evaluate", "--model", url, "--text", f"{url}/samples.txt") == 0
     assert run("verify", "--model", url, "--against", str(trained)) == 0
-    for model, message in ((f"{bucket}/none", "neither a run nor"), ("nosuch://x", "Protocol not known")):
+    for words, message in (
+        (["--model", f"{bucket}/none"], "neither a run nor"),
+        (["--model", "nosuch://x"], "Protocol not known"),
+        (["--model", url, "--json", f"{bucket}/result.json"], "expected a path of this machine"),
+    ):
         capsys.readouterr()
-        assert run("evaluate", "--model", model) == 2
+        assert run("evaluate", *words) == 2
         assert message in capsys.readouterr().err
 
 
@@ -257,6 +263,28 @@ def test_who_slept_while_another_took_the_run_writes_nothing_more(url):
         pass
     assert "mine" not in (place(url) / "environment.json").read_text()
     assert "process 7" in lock.read_text()
+
+
+def test_a_checkpoint_counts_when_all_else_is_there(bucket):
+    """Before its manifest come its files and what else is to be uploaded; the manifest goes first when it is deleted."""
+    directory, seen = place(f"{bucket}/c"), []
+    with Checkpoints(directory, 2, lambda: seen.append(checkpoint.steps_on_disk(directory))) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, jax.tree.map(lambda x, s=step: x + s, PARAMS), REST, None)
+    assert seen == [[], [1], [1, 2]]
+    assert checkpoint.steps_on_disk(directory) == [2, 3]
+    assert not (directory / "1").exists()
+    manifest = checkpoint.newest_good(directory, print)
+    params, _ = checkpoint.restore(directory, manifest, abstract(PARAMS), abstract(REST))
+    assert (np.asarray(params["a"]["kernel"]) == np.asarray(PARAMS["a"]["kernel"]) + 3).all()
+    # what a kill leaves is passed over in silence, and removed; what is damaged is told
+    (directory / "3" / "manifest.json").unlink()
+    assert checkpoint.newest_good(directory, pytest.fail).step == 2
+    checkpoint.remove_leftovers(directory)
+    assert [entry.name for entry in directory.iterdir()] == ["2"]
+    (directory / "2" / min(manifest.files)).unlink()
+    with pytest.raises(UserError, match="no good checkpoint is left; the newest: .*: missing"):
+        checkpoint.newest_good(directory, print)
 
 
 def test_where_a_run_cannot_begin(bucket, text_file):
