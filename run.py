@@ -31,7 +31,7 @@ def parser_for(verb: str) -> Parser:
         needed = verb != "plan"
         add("--config", required=needed, metavar="FILE", help="a Python file with `experiment = Experiment(...)`")
     if verb == "train":
-        add("--run", metavar="DIR", help="the run's directory (default: runs/NAME)")
+        add("--run", metavar="DIR", help="the run's directory, or a URL such as gs://bucket/run (default: runs/NAME)")
         add("--accept-changes", action="store_true", help="go on with a run whose experiment or text has changed")
         hosts = parser.add_argument_group("several processes", "Slurm, Open MPI and TPU pods are found without these.")
         add = hosts.add_argument
@@ -51,7 +51,12 @@ def parser_for(verb: str) -> Parser:
         add("--compute", type=float, metavar="FLOPS", help="instead of --config: the best model for that much compute")
         add("--json", metavar="FILE", help="write the figures here too")
     if verb in FROM_MODEL:
-        add("--model", required=True, metavar="PATH", help="a run or a Hugging Face directory, or hf:NAME")
+        add(
+            "--model",
+            required=True,
+            metavar="PATH",
+            help="a run or a Hugging Face directory, or a URL of one, or hf:NAME",
+        )
         add("--step", default=None, metavar="N|best", help="which checkpoint (default: the newest good one)")
     if verb in ("evaluate", "generate"):
         kinds = ("float32", "bfloat16", "int8")

@@ -1,5 +1,7 @@
 """Where what can be made again is kept: trained tokenizers, token stores, compiled programs."""
 
+import atexit
+import fcntl
 import os
 import shutil
 import tempfile
@@ -39,3 +41,24 @@ def built_whole(target: Path):
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def directory_of_this_process() -> Path:
+    """A new directory, gone when the process ends. One that was killed leaves its own to the next that asks, which
+    finds it unlocked."""
+    root = cache_root() / "mirrors"
+    root.mkdir(parents=True, exist_ok=True)
+    for left in root.glob("*.lock"):
+        with open(left, "a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+            left.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(suffix=".lock", dir=root)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    directory = Path(name).with_suffix("")
+    directory.mkdir()
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory

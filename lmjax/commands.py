@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lmjax.cache import cache_root
 from lmjax.errors import UserError, one_line, path_text
+from lmjax.places import is_url, place
 
 
 def run(verb: str, options, others: list[str]) -> int:
@@ -80,7 +81,7 @@ def train(options, changes: list[str]) -> int:
     )
     meeting.check()
     loaded = experiment.load(options.config, changes)
-    path = Path(options.run) if options.run else Path("runs") / loaded.name
+    path = place(options.run) if options.run else Path("runs") / loaded.name
     with hosts.together(meeting):
         try:
             loop.train(loaded, path, accept_changes=options.accept_changes)
@@ -113,12 +114,13 @@ def evaluate(options, _) -> int:
     from lmjax.loaded import load_model, read_texts
     from lmjax.sharding import Mesh, build_mesh
 
+    result_file = _local("--json", options.json) if options.json else None
     loaded = load_model(options.model, _step(options.step))
     if not options.text and loaded.held_out is None:
         raise UserError(f"--text FILE is needed: {options.model} is not a run, and has no held-out text of its own")
     tokenizer = needed_tokenizer(loaded)
     experiment = with_context(loaded.experiment, options.context)
-    texts = read_texts(Path(options.text) if options.text else loaded.held_out)
+    texts = read_texts(place(options.text) if options.text else loaded.held_out)
     # the batch is the run's own, so that the sums are too; devices that cannot share it stay idle
     devices = jax.devices()
     devices = devices if experiment.microbatch_size % len(devices) == 0 else devices[:1]
@@ -132,11 +134,11 @@ def evaluate(options, _) -> int:
     print(f"{options.model}{after}: {result.tokens:,} tokens, {result.text_bytes:,} bytes")
     print(f"protocol: {result.protocol}" + ("" if options.weights == "float32" else f", weights {options.weights}"))
     print("  ".join(f"{name} {value:.6f}" for name, value in result.metrics().items()))
-    if options.json:
+    if result_file:
         from lmjax.checkpoint import write_whole
 
         write_whole(
-            Path(options.json),
+            result_file,
             json.dumps({"step": loaded.step, "weights": options.weights} | result.as_dict(), indent=2) + "\n",
         )
     return 0
@@ -167,8 +169,9 @@ def export(options, _) -> int:
     from lmjax.interop.write import export as write
     from lmjax.loaded import load_model
 
+    to = _local("--to", options.to)
     loaded = load_model(options.model, _step(options.step))
-    model, to = loaded.experiment.model, Path(options.to)
+    model = loaded.experiment.model
     family = write(model, loaded.params, loaded.tokenizer, to, dtype=options.dtype)
     size = sum(file.stat().st_size for file in to.iterdir())
     print(f"{path_text(to)}: {family.architecture}, {options.dtype}, {size:,} bytes")
@@ -232,6 +235,12 @@ def with_context(experiment, context: int | None):
     if isinstance(model.positions, Learned) or isinstance(experiment.task.loss_chunk, int):
         raise UserError(f"--context {context}: this model is evaluated in windows of its own context, {model.context}")
     return replace(experiment, model=replace(model, context=context))
+
+
+def _local(option: str, text: str) -> Path:
+    if is_url(text):
+        raise UserError(f"{option} {path_text(text)}: expected a path of this machine")
+    return Path(text)
 
 
 def _step(text: str | None) -> int | str | None:

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import jax
 
 from lmjax.errors import UserError, one_line, path_text
+from lmjax.places import Place
 
 # seconds: for what process 0 makes ready alone, such as token stores; for a word of one that has nothing to do; for a
 # new file to show on a network's file system
@@ -167,7 +168,7 @@ def check_equal(name: str, values: dict[str, str]) -> None:
                 )
 
 
-def check_shared(directory: Path) -> None:
+def check_shared(directory: Place) -> None:
     """Raises UserError on all processes where one does not see the directory that process 0 has made."""
     if count() == 1:
         return

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -19,6 +18,7 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.packed import Weights
 from lmjax.models.packed_params import pack_params
 from lmjax.models.transformer import apart
+from lmjax.places import Place
 from lmjax.tasks.loss import cross_entropy
 from lmjax.tokenizers import Tokenizer
 
@@ -64,7 +64,7 @@ class LanguageModel:
     """cfg, params and tokenizer of a causal language model, layers apart. tokenizer: None where there is none; then
     only arrays of ids go in."""
 
-    def __init__(self, cfg: ModelConfig, params: dict, tokenizer: Tokenizer | None, path: Path):
+    def __init__(self, cfg: ModelConfig, params: dict, tokenizer: Tokenizer | None, path: Place):
         self.cfg, self.tokenizer, self.path = cfg, tokenizer, path
         self.params = apart(params)
 
@@ -142,7 +142,7 @@ class LanguageModel:
 
 
 def load(
-    path: Path | str, *, step: int | str | None = None, dtype: Literal["float32", "bfloat16"] = "float32",
+    path: Place | str, *, step: int | str | None = None, dtype: Literal["float32", "bfloat16"] = "float32",
     weights: Weights = "float32",
 ) -> LanguageModel:  # fmt: skip
     """The model of a run directory or a Hugging Face directory, or "hf:NAME" from the hub (extra [hub]). dtype: of the

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from lmjax import checkpoint
+from lmjax import checkpoint, mirrors
 from lmjax.data.sources import decode, json_lines, read_bytes
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
@@ -14,11 +14,13 @@ from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.models import attention
 from lmjax.models.transformer import abstract_params, param_names
+from lmjax.places import Place, Remote, place
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import placement
 from lmjax.tokenizers import HuggingFace, Tokenizer
 
 HUB = "hf:"
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -26,49 +28,57 @@ class Loaded:
     """experiment: the run's; of a Hugging Face directory, one that says its model and how to evaluate it. tokenizer:
     None where the directory has none. step: of a run. held_out: the run's own held-out text."""
 
-    path: Path
+    path: Place
     experiment: Experiment
     tokenizer: Tokenizer | None
     params: dict
     step: int | None = None
-    held_out: Path | None = None
+    held_out: Place | None = None
 
 
-def load_model(path: Path | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
+def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
     """step: of a run: a number, "best", or None for the newest good checkpoint. stacked: how the layers lie
     (`transformer.apart`). Nothing outside the directory is needed. Raises UserError where it is neither kind, or
     what is in it is not whole."""
-    place = resolve(path)
-    if (place / "experiment.json").is_file() or not (place / "config.json").is_file():
-        return load_run(place, step, mesh)
+    where = resolve(path)
+    if isinstance(where, Remote) or (where / "experiment.json").is_file() or not (where / "config.json").is_file():
+        return load_run(where, step, mesh)
     if step is not None:
-        raise UserError(f"--step {step}: {path_text(place)} is not a run and has no steps")
-    found = open_checkpoint(place)
-    tokenizer = of_directory(place)
+        raise UserError(f"--step {step}: {path_text(where)} is not a run and has no steps")
+    found = open_checkpoint(where)
+    tokenizer = of_directory(where)
     if tokenizer is not None and tokenizer.vocab_size > found.cfg.vocab:
         raise UserError(
-            f"{path_text(place)}: the tokenizer has {tokenizer.vocab_size} ids, more than config.json's vocab_size "
+            f"{path_text(where)}: the tokenizer has {tokenizer.vocab_size} ids, more than config.json's vocab_size "
             f"of {found.cfg.vocab}"
         )
     for note in found.notes:
-        print(f"{path_text(place)}: {note}")
+        print(f"{path_text(where)}: {note}")
     experiment = Experiment(
-        name=re.sub(r"\W", "-", place.resolve().name) or "model", model=found.cfg,
-        tokenizer=HuggingFace(path=str(place)),
+        name=re.sub(r"\W", "-", where.resolve().name) or "model", model=found.cfg,
+        tokenizer=HuggingFace(path=str(where)),
         batch_size=8 if found.cfg.context <= 1024 else 1,
     )  # fmt: skip
-    return Loaded(place, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh))
+    return Loaded(where, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh))
 
 
-def resolve(path: Path | str) -> Path:
-    """The directory that a path names; "hf:NAME" is fetched from the Hugging Face hub. Raises UserError where there is
-    no such directory: a bare name is never looked for elsewhere."""
+def resolve(path: Place | str) -> Place:
+    """The directory that a path names; "hf:NAME" is fetched from the Hugging Face hub. Of a URL: the run there, or a
+    copy of the Hugging Face directory there. Raises UserError where there is no such directory: a bare name is never
+    looked for elsewhere."""
     text = str(path)
     if text.startswith(HUB):
         return _fetched(text.removeprefix(HUB))
-    if not Path(path).is_dir():
+    found = place(path)
+    if isinstance(found, Remote):
+        if (found / "experiment.json").is_file():
+            return found
+        if (found / "config.json").is_file():
+            return mirrors.copied(found, MODEL_FILES)
+        raise UserError(f"{path_text(text)}: neither a run nor a Hugging Face directory is there")
+    if not found.is_dir():
         raise UserError(f"{path_text(text)}: no such directory (a model of the Hugging Face hub is named {HUB}NAME)")
-    return Path(path)
+    return found
 
 
 def _fetched(name: str) -> Path:
@@ -76,15 +86,15 @@ def _fetched(name: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise UserError(f"{HUB}{name}: needs huggingface_hub: python -m pip install -e '.[hub]'") from None
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=MODEL_FILES))
     except Exception as error:  # of the network, the name, the rights: the library has a class for each
         raise UserError(f"{HUB}{name}: not fetched: {' '.join(str(error).split())[:300]}") from None
 
 
-def load_run(path: Path, step: int | str | None = None, mesh: jax.sharding.Mesh | None = None) -> Loaded:
+def load_run(path: Place | str, step: int | str | None = None, mesh: jax.sharding.Mesh | None = None) -> Loaded:
     """The parameters of a run's checkpoint, layers stacked, as `load_model`."""
+    path = place(path)
     if not path.is_dir():
         raise UserError(f"{path_text(path)}: no such directory")
     run = RunDirectory(path)
@@ -95,7 +105,7 @@ def load_run(path: Path, step: int | str | None = None, mesh: jax.sharding.Mesh 
         abstract_params(experiment.model), param_names(experiment.model),
     )  # fmt: skip
     params, _ = checkpoint.restore(run.checkpoints, manifest, abstract)
-    return Loaded(path, experiment, run.tokenizer(), params, manifest.step, run.held_out)
+    return Loaded(path, experiment, run.tokenizer(), params, manifest.step, path / "held_out.jsonl")
 
 
 def _runnable(experiment: Experiment) -> Experiment:
@@ -108,7 +118,7 @@ def _runnable(experiment: Experiment) -> Experiment:
     return replace(experiment, model=replace(cfg, kernel=attention.Auto()))
 
 
-def read_texts(file: Path) -> list[str]:
+def read_texts(file: Place) -> list[str]:
     """The documents of a file: each line's `text` in a .jsonl (or .jsonl.gz) file, else the whole as one."""
     if not file.is_file():
         raise UserError(f"--text {path_text(file)}: no such file")

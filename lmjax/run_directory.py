@@ -1,21 +1,30 @@
-"""A run's directory: what lies where, one process at a time, and nothing that is not so."""
+"""A run's directory: what lies where, one process at a time, and nothing that is not so.
+
+Of a run at a URL the small files lie in a directory of this process. They are downloaded when the first one is read,
+and uploaded (`upload`) when the run begins, before a checkpoint counts, after an evaluation, and when the process ends.
+"""
 
 import fcntl
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 from importlib import metadata
 from pathlib import Path
 
 import jax
 
-from lmjax import checkpoint, configs, hosts, tokenizers
+from lmjax import checkpoint, configs, hosts, mirrors, tokenizers
 from lmjax.checkpoint import write_whole
 from lmjax.errors import UserError, path_text, say_where
 from lmjax.experiment import Experiment
+from lmjax.lease import Lease
+from lmjax.places import Place, Remote, place
 from lmjax.tokenizers import Tokenizer
 
 # what a run that was killed while it began may have left
@@ -27,17 +36,22 @@ class RunDirectory:
     """Paths and small files. `lock` before writing anything; as a context manager, leaving unlocks. Of several
     processes process 0 has the lock, and writes."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Place | str):
+        path = place(path)
         if unfit := set("[]*?") & set(str(path.absolute())):
             # Orbax finds its own files by patterns, and would lose them
             raise UserError(f"{path_text(path.absolute())}: a run's path cannot hold {' '.join(sorted(unfit))}")
-        self.path = path
+        # local: where this process has the small files
+        self.path, self.local = path, mirrors.new(path)
         self.checkpoints = path / "checkpoints"
-        self.metrics = path / "metrics.jsonl"
-        self.samples = path / "samples.txt"
-        self.held_out = path / "held_out.jsonl"
-        self.tensorboard = path / "tensorboard"
+        self.metrics = self.local / "metrics.jsonl"
+        self.samples = self.local / "samples.txt"
+        self.held_out = self.local / "held_out.jsonl"
+        self.tensorboard = self.local / "tensorboard"
         self._lock = None
+        self._here = isinstance(path, Path)
+        self._uploaded: dict[str, tuple] = {}
+        self._uploading = threading.Lock()
 
     @property
     def exists(self) -> bool:
@@ -46,20 +60,44 @@ class RunDirectory:
 
     def check_place(self) -> None:
         """Raise UserError early where a run could not begin here."""
-        place = self.path.absolute()
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run {path_text(self.path)}: expected a directory")
         if self.path.is_dir() and not self.exists and any(e.name not in BEGUN for e in self.path.iterdir()):
             raise UserError(f"--run {path_text(self.path)}: not empty, and not a run directory")
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            raise UserError(f"--run {path_text(self.path)}: {path_text(place)} cannot be written to")
+        if isinstance(self.path, Remote):
+            self._check_remote(self.path)
+            return
+        above = self.path.absolute()
+        while not above.exists():
+            above = above.parent
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UserError(f"--run {path_text(self.path)}: {path_text(above)} cannot be written to")
+
+    def _check_remote(self, path: Remote) -> None:
+        if hosts.count() > 1 and not checkpoint.native(self.checkpoints):
+            raise UserError(
+                f"--run {path_text(path)}: several processes write one checkpoint together; expected a directory that "
+                "all hosts share, or gs://"
+            )
+        if not hosts.first():
+            return
+        try:
+            (path / ".shared").write_text("written to see whether it can be")
+            (path / ".shared").unlink()
+        except FileNotFoundError:
+            raise UserError(f"--run {path_text(path)}: cannot be written to: no such bucket or host") from None
+        except UserError as error:
+            raise UserError(f"--run {path_text(path)}: cannot be written to: {error}") from None
 
     def lock(self) -> None:
         """Keep other processes out until this one ends, in whatever way. Raises UserError where one is in. A second
         call does nothing."""
         if self._lock is not None or not hosts.first():
+            return
+        if isinstance(self.path, Remote):
+            lease = Lease(self.path / ".lock", self.path)
+            lease.take(lambda text: print(text, flush=True))
+            self._lock = lease
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -83,17 +121,54 @@ class RunDirectory:
 
     def __exit__(self, kind, error, trace):
         say_where(error, self.path)
-        if self._lock is not None:
+        if isinstance(self._lock, Lease):
+            try:
+                self.upload()
+            except (UserError, OSError):
+                if error is None:
+                    raise
+            finally:
+                self._lock.release()
+        elif self._lock is not None:
             self._lock.close()
+
+    def upload(self) -> None:
+        """Bring the small files that have changed to where the run is; the experiment last. Raises UserError where
+        another process has taken the run."""
+        if not isinstance(self._lock, Lease) or not self._here:
+            return
+        with self._uploading, tempfile.TemporaryDirectory(dir=self.local.parent) as still:
+            self._lock.check()
+            found = self._stamps()
+            changed = [name for name, stamp in found.items() if self._uploaded.get(name) != stamp]
+            for name in changed:  # some grow meanwhile
+                (Path(still) / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.local / name, Path(still) / name)
+            self.path.upload(Path(still), sorted(changed, key=lambda name: name == "experiment.json"))
+            self._uploaded = found
+
+    def _stamps(self) -> dict[str, tuple]:
+        files = [file for file in sorted(self.local.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        return {str(f.relative_to(self.local)): (f.stat().st_size, f.stat().st_mtime_ns) for f in files}
+
+    def _small(self, name: str) -> Path:
+        """A small file or folder of the run, on this machine; who has the lock goes on with all of them."""
+        if not self._here:
+            wanted = ["experiment.json", "data.json", "tokenizer"]
+            wanted += ["held_out.jsonl", "metrics.jsonl", "samples.txt"] if self._lock is not None else []
+            names = [name for name in self.path.sizes() if name.split("/")[0] in wanted]
+            self.path.download(self.local, names)
+            self._here, self._uploaded = True, self._stamps()
+        return self.local / name
 
     def write_json(self, name: str, value) -> None:
         if hosts.first():
-            write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
+            write_whole(self.local / name, json.dumps(value, indent=2) + "\n")
 
     def read_json(self, name: str):
         file = self.path / name
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            return json.loads(self._small(name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{path_text(file)}: missing; expected a run directory of lmjax") from None
         except (OSError, ValueError) as error:
@@ -108,11 +183,12 @@ class RunDirectory:
             raise UserError(f"{path_text(self.path / 'experiment.json')}: {error}") from None
 
     def tokenizer(self) -> Tokenizer:
-        return tokenizers.load(self.path / "tokenizer")
+        return tokenizers.load(self._small("tokenizer"))
 
     def begin(self, experiment: Experiment, tokenizer: Tokenizer, data: dict, held_out: str) -> None:
         """Write what stays the same over the whole run; the experiment last, which makes it a run directory."""
-        tokenizer.save(self.path / "tokenizer")
+        self._here = True
+        tokenizer.save(self.local / "tokenizer")
         self.checkpoints.mkdir(exist_ok=True)
         self.write_experiment(experiment, data, held_out)
 
@@ -121,6 +197,7 @@ class RunDirectory:
         write_whole(self.held_out, held_out)
         self.write_json("data.json", data)
         self.write_json("experiment.json", configs.to_tree(experiment))
+        self.upload()
 
     def compare(self, experiment: Experiment, data: dict, *, accept_changes: bool) -> list[str]:
         """The changes since the run began, which may only be more steps. Raises UserError for any other, unless

@@ -1,7 +1,6 @@
 """The verb verify: two models by their paths, of whatever kind each is."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from lmjax.generate.text import prompt_ids
 from lmjax.interop.original import original_activations
 from lmjax.interop.verify import TOKENS, Report, activations, compare, random_tokens
 from lmjax.loaded import Loaded, load_model, read_texts, resolve
+from lmjax.places import place
 
 ORIGINAL = "transformers:"
 
@@ -43,7 +43,7 @@ def _tokens(loaded: Loaded, text: str | None) -> tuple[np.ndarray, str]:
         return tokens_BT, f"{tokens_BT.size} tokens drawn at random"
     if loaded.tokenizer is None:
         raise UserError(f"{path_text(loaded.path)} has no tokenizer, and --text needs one")
-    ids = prompt_ids(read_texts(Path(text))[0], loaded.tokenizer)[: min(model.context, 2 * TOKENS)]
+    ids = prompt_ids(read_texts(place(text))[0], loaded.tokenizer)[: min(model.context, 2 * TOKENS)]
     if len(ids) < 2:
         raise UserError(f"--text {path_text(text)}: {len(ids)} token(s); expected at least 2")
     short = "" if len(ids) >= 500 else " (fewer than 500: an error of rotary positions may not show)"

@@ -10,6 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+COMMIT = """\
+            write_whole(scratch / MANIFEST, json.dumps(manifest.__dict__, indent=1))
+            _publish(scratch, self.directory, step)
+"""
+
 # name: (file, text, replacement, the test that finds it)
 MUTANTS = {
     "a double label shift": (
@@ -59,6 +64,10 @@ MUTANTS = {
     "a checksum not looked at": (
         "lmjax/checkpoint.py", "if _sha256(file) != digest:", "if False:",
         "tests/test_checkpoint.py::test_damage_is_found_and_the_newest_good_step_is_used_loudly",
+    ),
+    "metrics that come after their checkpoint": (
+        "lmjax/checkpoint.py", f"            self.before_commit()\n{COMMIT}", f"{COMMIT}            self.before_commit()\n",
+        "tests/test_places.py::test_a_checkpoint_counts_when_all_else_is_there",
     ),
 }  # fmt: skip
 

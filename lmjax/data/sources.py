@@ -7,10 +7,11 @@ import json
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from lmjax.errors import UserError, path_text
+from lmjax.places import REQUESTS, Place, Remote, in_order, is_url, place
 
 Split = Literal["train", "held_out"]
 
@@ -77,7 +78,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles(Source):
-    """Each file that a glob (or one of several) matches is a document: UTF-8, plain or .gz.
+    """Each file that a glob (or one of several) matches is a document: UTF-8, plain or .gz. A glob may be a URL.
 
     errors: "strict" stops at bytes that are not UTF-8 and says where; "replace" reads them as U+FFFD.
     """
@@ -90,13 +91,14 @@ class TextFiles(Source):
         matching(self.path)
 
     def documents(self):
-        for name, file in matching(self.path):
-            yield Document(name, decode(read_bytes(file), file, self.errors))
+        for name, file, content in read_all(matching(self.path)):
+            yield Document(name, decode(content, file, self.errors))
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonLines(Source):
-    """Each line of each file is a JSON object, plain or .gz; the text of its `field` is a document."""
+    """Each line of each file is a JSON object, plain or .gz; the text of its `field` is a document. path as of
+    TextFiles."""
 
     path: str | tuple[str, ...]
     field: str = "text"
@@ -106,8 +108,8 @@ class JsonLines(Source):
         matching(self.path)
 
     def documents(self):
-        for name, file in matching(self.path):
-            for number, text in json_lines(decode(read_bytes(file), file, "strict"), self.field, file):
+        for name, file, content in read_all(matching(self.path)):
+            for number, text in json_lines(decode(content, file, "strict"), self.field, file):
                 yield Document(f"{name}:{number}", text)
 
 
@@ -212,28 +214,52 @@ def parts(source: AnySource) -> list[tuple[Source, float]]:
     return [(source, 1.0)]
 
 
-def matching(patterns: str | tuple[str, ...]) -> list[tuple[str, Path]]:
+def matching(patterns: str | tuple[str, ...]) -> list[tuple[str, Place]]:
     """(name, file) for all that the globs match, sorted; names are relative to the folder that all share."""
     patterns = (patterns,) if isinstance(patterns, str) else patterns
     files = set()
     for pattern in patterns:
-        # a file whose name happens to hold brackets is meant as it stands
-        here = [pattern] if Path(pattern).is_file() else glob.glob(str(Path(pattern).expanduser()), recursive=True)
-        here = [Path(f) for f in here if Path(f).is_file()]
+        here = _remote_files(pattern) if is_url(pattern) else _local_files(pattern)
         if not here:
             raise UserError(f"data.source.path: {path_text(pattern)}: no such file")
         files.update(here)
-    ordered = sorted(files)
-    folders = [file.absolute().parent for file in ordered]
-    shared = folders[0]
-    while not all(folder.is_relative_to(shared) for folder in folders):
+    # of a URL too, so that a text is the same wherever it lies
+    ordered = sorted(files, key=lambda file: PurePosixPath(str(file)))
+    whole = [PurePosixPath("/", str(file.absolute())) for file in ordered]
+    shared = whole[0].parent
+    while not all(file.parent.is_relative_to(shared) for file in whole):
         shared = shared.parent
-    return [(file.absolute().relative_to(shared).as_posix(), file) for file in ordered]
+    return [(name.relative_to(shared).as_posix(), file) for name, file in zip(whole, ordered, strict=True)]
 
 
-def read_bytes(file: Path) -> bytes:
+def _local_files(pattern: str) -> list[Path]:
+    # a file whose name happens to hold brackets is meant as it stands
+    here = [pattern] if Path(pattern).is_file() else glob.glob(str(Path(pattern).expanduser()), recursive=True)
+    return [Path(f) for f in here if Path(f).is_file()]
+
+
+def _remote_files(pattern: str) -> list[Place]:
+    found = place(pattern)
+    if isinstance(found, Path):  # file://
+        return _local_files(str(found))
+    return [found] if found.is_file() else found.matching()
+
+
+def read_all(files: list[tuple[str, Place]]) -> Iterator[tuple[str, Place, bytes]]:
+    """(name, file, content) of each, one after another; of remote ones the next are asked for meanwhile."""
+    places = [file for _, file in files]
+    remote = any(isinstance(file, Remote) for file in places)
+    contents = in_order(read_bytes, places, REQUESTS, REQUESTS) if remote else map(read_bytes, places)
+    for (name, file), content in zip(files, contents, strict=True):
+        yield name, file, content
+
+
+def read_bytes(file: Place) -> bytes:
     """The file's content, unzipped where its name ends in .gz."""
     try:
+        if isinstance(file, Remote):
+            content = file.read_bytes()
+            return gzip.decompress(content) if file.suffix == ".gz" else content
         with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
             return stream.read()
     except (OSError, EOFError) as error:  # BadGzipFile is an OSError
@@ -250,7 +276,7 @@ def decode(content: bytes, where, errors: Literal["strict", "replace"]) -> str:
         ) from None
 
 
-def json_lines(content: str, field: str, file: Path) -> Iterator[tuple[int, str]]:
+def json_lines(content: str, field: str, file: Place) -> Iterator[tuple[int, str]]:
     """(number, text of one field) for every line that is not blank. Raises UserError with the line's number."""
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():

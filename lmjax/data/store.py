@@ -8,10 +8,9 @@ A store is a directory named by a fingerprint of the documents and the tokenizer
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from lmjax.cache import built_whole, cache_root
 from lmjax.data.sources import Source
 from lmjax.errors import UserError
+from lmjax.places import in_order
 from lmjax.tokenizers import Tokenizer
 
 VERSION = 1
@@ -147,22 +147,12 @@ def _write(directory: Path, source: Source, tokenizer: Tokenizer) -> None:
         split, document = item
         return split, tokenizer.encode_document(document.text), len(document.text.encode("utf-8"))
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for split, ids, size in _in_order(pool, encode, source.split()):
-            if size:
-                writers[split].add(ids, size)
+    for split, ids, size in in_order(encode, source.split(), WORKERS, 8 * WORKERS):
+        if size:
+            writers[split].add(ids, size)
     for split, writer in writers.items():
         manifest[split] = writer.finish()
     (directory / "manifest.json").write_text(json.dumps(manifest, indent=2))
-
-
-def _in_order(pool: ThreadPoolExecutor, function, items: Iterable) -> Iterator:
-    """pool.map, but with only a few items in memory at one time."""
-    items = iter(items)
-    waiting = [pool.submit(function, item) for item in islice(items, 8 * WORKERS)]
-    while waiting:
-        yield waiting.pop(0).result()
-        waiting += [pool.submit(function, item) for item in islice(items, 1)]
 
 
 class _SplitWriter:

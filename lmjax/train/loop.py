@@ -3,7 +3,6 @@
 import os
 import signal
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
 from lmjax.experiment import Experiment
 from lmjax.generate.text import sample
 from lmjax.loaded import read_texts
+from lmjax.places import Place
 from lmjax.run_directory import RunDirectory, environment, versions
 from lmjax.sharding import local_rows, place_batch
 from lmjax.train import state as train_state
@@ -35,7 +35,7 @@ class Stopped(Exception):
         self.code = 128 + number
 
 
-def train(experiment: Experiment, run_path: Path, *, accept_changes: bool = False) -> None:
+def train(experiment: Experiment, run_path: Place, *, accept_changes: bool = False) -> None:
     """Begin or go on with the run in `run_path`. Raises UserError, and Stopped after SIGTERM or Ctrl-C."""
     screen = Screen(experiment.steps)
     hosts.check_equal("experiment", differing(experiment))
@@ -88,7 +88,7 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, screen: 
     place = partial(place_batch, mesh=mesh, rows=experiment.batch_size)
     with (
         StopSignals() as stop,
-        Checkpoints(run.checkpoints, experiment.keep_checkpoints) as checkpoints,
+        Checkpoints(run.checkpoints, experiment.keep_checkpoints, run.upload) as checkpoints,
         Report(run, experiment, done, screen) as report,
         telling_what_helps(made, screen.say),
     ):
@@ -101,6 +101,7 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, screen: 
                 report.settle()
                 result = held_out(experiment, loss_of, state.params, prepared.held_out, mesh)
                 report.evaluation(step, result.metrics())
+                run.upload()
             if due(step, experiment.sample_every, steps):
                 report.settle()
                 text = sample(experiment, state.params, prepared.tokenizer)
@@ -164,6 +165,7 @@ def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen, *, 
         run.write_experiment(experiment, prepared.data, held_out_lines(prepared.held_out_texts()))
     run.write_json("environment.json", environment())
     run.cut(0 if manifest is None else manifest.step)
+    run.upload()
     return state
 
 

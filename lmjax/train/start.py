@@ -1,7 +1,6 @@
 """Training that starts from a trained model: `init_from`, a run or a Hugging Face directory."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 
@@ -14,6 +13,7 @@ from lmjax.interop.tokenizer_files import of_directory
 from lmjax.loaded import load_model, resolve
 from lmjax.models.config import ModelConfig
 from lmjax.models.positions import Learned
+from lmjax.places import Place
 from lmjax.run_directory import RunDirectory
 from lmjax.tokenizers import Tokenizer
 
@@ -45,7 +45,7 @@ def params_of(experiment: Experiment, mesh: jax.sharding.Mesh, where) -> dict:
     return jax.tree.map(jax.device_put, loaded.params, where)
 
 
-def _model_and_tokenizer(place: Path) -> tuple[ModelConfig, Tokenizer | None]:
+def _model_and_tokenizer(place: Place) -> tuple[ModelConfig, Tokenizer | None]:
     if (place / "experiment.json").is_file():
         run = RunDirectory(place)
         return run.experiment().model, run.tokenizer()
