@@ -127,7 +127,9 @@ def test_a_checkpoint_is_written_once_and_is_whole(two):
 
 def test_a_signal_to_one_stops_both_after_the_same_step_and_both_go_on(folder, config, two):
     run = folder / "signalled"
-    processes = start_two(config, run)
+    # two hosts that share the run's directory and no cache: each makes its own token store
+    caches = {i: {"LMJAX_CACHE": str(folder / f"cache{i}")} for i in range(2)}
+    processes = start_two(config, run, environments=caches)
     wait_for_step(run, 2, processes)
     processes[1].send_signal(signal.SIGTERM)
     done = ended(processes)
@@ -137,6 +139,9 @@ def test_a_signal_to_one_stops_both_after_the_same_step_and_both_go_on(folder, c
     assert f"stopped by SIGTERM after step {steps[-1]}, saved" in done[0].out
     assert 2 <= steps[-1] <= STEPS
     assert max(line["step"] for line in metrics(run)) == steps[-1]
+    stores = [[store.name for store in (folder / f"cache{i}" / "tokens").iterdir()] for i in range(2)]
+    assert len(stores[0]) == 1
+    assert stores[0] == stores[1]
     done = ended(start_two(config, run))
     assert [d.code for d in done] == [0, 0], [d.err for d in done]
     same_bits(run, two[0])
