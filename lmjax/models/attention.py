@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from lmjax import sharding
 from lmjax.errors import UserError
-from lmjax.models import splash
+from lmjax.models import block_attention, splash
 
 if TYPE_CHECKING:
     from lmjax.models.config import ModelConfig
@@ -174,7 +174,7 @@ def attend(
         case Blocks() if parts > 1:
             return _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel.size, cap, window, parts)
     size = kernel.size if isinstance(kernel, Blocks) else T
-    blocks = []
+    spans, masks = [], []
     for start in range(0, T, size):
         stop = min(start + size, T)
         # keys that every query of the block has left behind are not read
@@ -182,6 +182,12 @@ def attend(
         mask_BTS = visible(jnp.arange(start, stop)[None], jnp.arange(first, stop), window)
         if segments_BT is not None:
             mask_BTS = mask_BTS & (segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop])
+        spans.append((start, stop, first))
+        masks.append(mask_BTS)
+    if isinstance(kernel, Blocks) and cap is None and not need.dropout:
+        return block_attention.attend(tuple(spans), q_BTNH, k_BTKH, v_BTKH, masks)
+    blocks = []
+    for (start, stop, first), mask_BTS in zip(spans, masks, strict=True):
         block_key = None if key is None else jax.random.fold_in(key, start)
         q, k, v = q_BTNH[:, start:stop], k_BTKH[:, first:stop], v_BTKH[:, first:stop]
         blocks.append(masked(q, k, v, mask_BTS, cap=cap, rate=rate, key=block_key))

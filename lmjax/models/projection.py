@@ -8,18 +8,26 @@ import jax.numpy as jnp
 
 from lmjax.models import quantised
 from lmjax.models.packed import product
-from lmjax.sharding import named
+from lmjax.sharding import named, platform
+
+
+def contract(x: jax.Array, y: jax.Array, x_axes, y_axes) -> jax.Array:
+    """The sum over these axes of x and of y, in x's dtype. On a CPU XLA's library multiplies bfloat16 as it is only
+    where the sums stay float32; other backends round while they write, and sum in float32 all the same."""
+    wide = jnp.float32 if platform() == "cpu" else None
+    return jax.lax.dot_general(x, y, ((x_axes, y_axes), ((), ())), preferred_element_type=wide).astype(x.dtype)
 
 
 @jax.custom_vjp
 def affine(x: jax.Array, w_IO: jax.Array, b_O: jax.Array | None) -> jax.Array:
     """x @ w + b for x (..., I); None: no bias. The gradients are JAX's own, written as products that the CPU backend is
-    quick at: it copies a transposed left side, so that should be the smaller one, and sums rows one at a time."""
+    quick at: it copies a transposed left side, so that should be the smaller one in float32, and sums rows one at a
+    time."""
     return _plain(x, w_IO, b_O)
 
 
 def _plain(x, w_IO, b_O):
-    y = x @ w_IO
+    y = contract(x, w_IO, (x.ndim - 1,), (0,))
     return y if b_O is None else y + b_O
 
 
@@ -30,14 +38,20 @@ def _affine_forward(x, w_IO, b_O):
 
 def _affine_backward(saved, dy):
     x, w_IO, b_O = saved
-    I, O = w_IO.shape
-    x_RI, dy_RO = x.reshape(-1, I), dy.reshape(-1, O)
-    rows = (((0,), (0,)), ((), ()))
-    dw_IO = jax.lax.dot_general(x_RI, dy_RO, rows) if I <= O else jax.lax.dot_general(dy_RO, x_RI, rows).T
+    rows = tuple(range(x.ndim - 1))
+    dx = contract(dy, w_IO, (dy.ndim - 1,), (1,))
+    x_RI, dy_RO = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    if x.dtype == jnp.bfloat16:
+        # over (B, T) as they are: of rows that were made one axis, the CPU backend would not multiply bfloat16
+        dw_IO = contract(x, dy, rows, rows)
+    elif x.shape[-1] <= dy.shape[-1]:
+        dw_IO = contract(x_RI, dy_RO, (0,), (0,))
+    else:
+        dw_IO = contract(dy_RO, x_RI, (0,), (0,)).T
     if b_O is None:
-        return dy @ w_IO.T, dw_IO, None
+        return dx, dw_IO, None
     db_O = jnp.dot(jnp.ones(len(dy_RO), dy.dtype), dy_RO, preferred_element_type=jnp.float32)
-    return dy @ w_IO.T, dw_IO, db_O.astype(dy.dtype)
+    return dx, dw_IO, db_O.astype(dy.dtype)
 
 
 affine.defvjp(_affine_forward, _affine_backward)

@@ -14,6 +14,7 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Experts
 from lmjax.models.norms import Normalise
 from lmjax.models.packed import Packed, product
+from lmjax.models.projection import contract
 from lmjax.models.tap import TAPS, by_site, tap
 from lmjax.sharding import Named, constrain, named
 
@@ -138,11 +139,30 @@ def unembedding(cfg: ModelConfig, params) -> jax.Array | Packed:
 
 def logits(matrix_VD: jax.Array | Packed, hidden: jax.Array, cap: float | None) -> jax.Array:
     """(..., V) in float32: the log-probabilities of the next token, up to a constant. cap: see cfg.logit_cap."""
-    if isinstance(matrix_VD, Packed):
-        x = product(hidden, matrix_VD)
-    else:
-        x = jnp.einsum("...D,VD->...V", hidden, matrix_VD.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    x = product(hidden, matrix_VD) if isinstance(matrix_VD, Packed) else _raw_logits(hidden, matrix_VD)
     return capped(x, cap)
+
+
+@jax.custom_vjp
+def _raw_logits(hidden: jax.Array, matrix_VD: jax.Array) -> jax.Array:
+    """hidden @ matrix^T in float32. The gradient of the logits is multiplied in hidden's dtype, as in the loss by
+    chunks: JAX would multiply it in float32 with a matrix made float32 again."""
+    x = hidden.ndim - 1
+    over = (((x,), (1,)), ((), ()))
+    return jax.lax.dot_general(hidden, matrix_VD.astype(hidden.dtype), over, preferred_element_type=jnp.float32)
+
+
+def _raw_logits_backward(saved, d_logits):
+    hidden, matrix_VD = saved
+    d_logits, rows = d_logits.astype(hidden.dtype), tuple(range(hidden.ndim - 1))
+    d_VD = jax.lax.dot_general(d_logits, hidden, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    d_hidden = contract(d_logits, matrix_VD.astype(hidden.dtype), (hidden.ndim - 1,), (0,))
+    return d_hidden, d_VD.astype(matrix_VD.dtype)
+
+
+_raw_logits.defvjp(
+    lambda hidden, matrix_VD: (_raw_logits(hidden, matrix_VD), (hidden, matrix_VD)), _raw_logits_backward
+)
 
 
 def capped(x: jax.Array, cap: float | None) -> jax.Array:
