@@ -83,7 +83,9 @@ class AttentionLayer(nn.Module):
             z_BTNH, cache = looks[kind if isinstance(kind, int) else 0](*arguments)
         else:
             z_BTNH, cache = jax.lax.switch(kind, looks, *arguments)
-        z_BTNH = keep(cfg, ATTENDED, z_BTNH)
+        # under two names the same numbers would be kept twice
+        if cfg.remat != "nothing" and not (cache is None and attention.names_its_output(cfg, z_BTNH.shape[1])):
+            z_BTNH = keep(cfg, ATTENDED, z_BTNH)
         out_bias = cfg.bias if cfg.out_bias is None else cfg.out_bias
         out = Projection(
             (cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, out_bias, cfg.products, name="out"
