@@ -90,7 +90,7 @@ class AttentionLayer(nn.Module):
         out = Projection(
             (cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, out_bias, cfg.products, name="out"
         )
-        return constrain(out(tap(self, "hook_z", z_BTNH)), "batch", "length", "embed"), cache
+        return constrain(out(tap(self, "hook_z", z_BTNH)), "batch", "stream", "embed"), cache
 
 
 def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, layer, cache: LayerCache | None):
@@ -143,7 +143,8 @@ class Block(nn.Module):
         def added(x_BTD, name):
             return drop(norm(x_BTD, f"{name}_post_norm") if cfg.post_norms else x_BTD)
 
-        x_BTD = keep(cfg, BLOCK_INPUT, tap(self, "hook_resid_pre", x_BTD))
+        x_BTD = constrain(tap(self, "hook_resid_pre", x_BTD), "batch", "stream", "embed")
+        x_BTD = keep(cfg, BLOCK_INPUT, x_BTD)
         h_BTD, cache = AttentionLayer(cfg, self.training, name="attention")(
             norm(x_BTD, "attention_norm"), seen, layer, cache
         )

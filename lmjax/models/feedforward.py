@@ -157,4 +157,4 @@ class FeedForwardLayer(nn.Module):
             h_BTF = activate(project("up", "hook_pre"), ff.activation)
         h_BTF = tap(self, "hook_post", h_BTF)
         down = Projection((cfg.width,), ("mlp",), ("embed",), cfg.residual_std, ff.bias, cfg.products, name="down")
-        return constrain(down(h_BTF), "batch", "length", "embed")
+        return constrain(down(h_BTF), "batch", "stream", "embed")

@@ -43,6 +43,9 @@ def temporaries(experiment: Experiment, mesh, params: int) -> Temporaries:
     one = replace(experiment, model=replace(cfg, layers=1, remat="nothing"))
     # a layer keeps all of itself until its gradient is done; its weights are gathered, and their gradients whole
     layer = kept_activations(one) / ways + 2 * gathered + _partial_queries(experiment, mesh, number)
+    # what its products read lies split over "tensor" between blocks, and is gathered too, and its gradient
+    whole = 4 * number * experiment.microbatch_size * cfg.context * cfg.width / ways
+    layer += whole * (sizes["tensor"] - 1)
     rows, length, width = share(("batch", "length", None), (experiment.microbatch_size, cfg.context, cfg.width), sizes)
     (vocab,) = share(("vocab",), (cfg.vocab,), sizes)
     hidden = number * rows * length * width

@@ -19,8 +19,9 @@ from lmjax.plan.planning import plan
 from lmjax.sharding import Mesh
 from lmjax.tokenizers import Bytes
 
-# no two sides alike, so that a side says what it counts: 12 layers, length 2048, width 1024, 8 heads of 128
-GPT = ModelConfig(layers=12, width=1024, heads=8, context=2048, vocab=16_000, dtype="bfloat16")
+# no two sides alike, so that a side says what it counts; layers enough that what is kept of them is most of the memory
+GPT = ModelConfig(layers=12, width=1024, heads=8, context=2560, vocab=16_000, dtype="bfloat16")
+SMALL = ModelConfig(layers=2, width=512, heads=4, context=1280, vocab=2000, dtype="bfloat16", kernel=Reference())
 LLAMA = replace(
     GPT, kv_heads=4, positions=Rotary(), norm=RMSNorm(), feedforward=Gated(width=2816), bias=False, tied=False
 )
@@ -36,10 +37,10 @@ def experiment(model: ModelConfig, mesh: Mesh, documents: str = "joined", **chan
 
 EXPERIMENTS = {
     "gpt products": experiment(replace(GPT, remat="products"), FSDP),
-    "gpt everything": experiment(replace(GPT, remat="everything"), FSDP, batch_size=256, microbatches=2),
-    "llama attention": experiment(replace(LLAMA, remat="attention"), MIXED, "apart"),
+    "gpt everything": experiment(replace(GPT, remat="everything", layers=40), FSDP, batch_size=128, microbatches=2),
+    "llama attention": experiment(replace(LLAMA, remat="attention", layers=24), MIXED, "apart"),
     "llama nothing": experiment(replace(LLAMA, remat="nothing"), FSDP, "apart"),
-    "the formula of attention": experiment(replace(GPT, layers=2, kernel=Reference()), FSDP, batch_size=4),
+    "the formula of attention": experiment(SMALL, FSDP, batch_size=4),
 }
 
 
