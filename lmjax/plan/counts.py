@@ -71,7 +71,10 @@ def work_per_token(cfg: ModelConfig) -> Work:
     keys = sum(window * (1 - (window - 1) / (2 * cfg.context)) for window in seen) / len(seen)
     look = 4 * cfg.layers * cfg.heads * cfg.head_width * keys
     blocks = 2 * (multiplied - unembedding)
-    again = {"nothing": 0.0, "products": 0.0, "attention": blocks}
+    # jax.checkpoint's policy keeps what plain products gave, and those of experts are batched or ragged
+    ff = cfg.feedforward
+    experts = 6 * cfg.layers * ff.chosen * cfg.width * cfg.hidden if isinstance(ff, Experts) else 0
+    again = {"nothing": 0.0, "products": experts, "attention": blocks}
     return Work(6 * multiplied, 3 * look, again.get(cfg.remat, blocks + look))
 
 
