@@ -14,7 +14,7 @@ from lmjax.sharding import Mesh
 experiment = replace(
     smaller,
     name="gpt3_175b",
-    model=zoo.gpt3("175b", dtype="bfloat16", remat="everything"),
+    model=zoo.gpt3("175b", dtype="bfloat16", remat="products"),
     schedule=Cosine(peak=6e-05, warmup=375e6 / 300e9, share=260e9 / 300e9, floor=6e-06),
     mesh=Mesh(data=1, fsdp=64, tensor=8),
     batch_size=1536,

@@ -14,7 +14,7 @@ from lmjax.sharding import Mesh
 experiment = replace(
     smaller,
     name="gpt3_6_7b",
-    model=zoo.gpt3("6.7b", dtype="bfloat16", remat="everything"),
+    model=zoo.gpt3("6.7b", dtype="bfloat16", remat="products"),
     schedule=Cosine(peak=0.00012, warmup=375e6 / 300e9, share=260e9 / 300e9, floor=1.2e-05),
     mesh=Mesh(data="rest", fsdp=32),
     batch_size=1024,

@@ -14,11 +14,11 @@ from lmjax.sharding import Mesh
 experiment = replace(
     smaller,
     name="llama3_70b",
-    model=zoo.llama("3-70b", dtype="bfloat16", remat="everything"),
+    model=zoo.llama("3-70b", dtype="bfloat16", remat="products"),
     schedule=Cosine(peak=1.5e-4, warmup=0.012, floor=1.5e-5),
     mesh=Mesh(data=1, fsdp=64, tensor=4),
     batch_size=512,
-    microbatches=2,
+    microbatches=4,
     steps=336_400,
     topology="v5p:4x8x8",
 )

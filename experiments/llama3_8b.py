@@ -15,7 +15,7 @@ from lmjax.tokenizers import HuggingFace
 
 experiment = Experiment(
     name="llama3_8b",
-    model=zoo.llama("3-8b", dtype="bfloat16", remat="everything"),
+    model=zoo.llama("3-8b", dtype="bfloat16", remat="products"),
     tokenizer=HuggingFace(path="llama3/", bos="<|begin_of_text|>", eos="<|end_of_text|>"),
     data=DataConfig(source=JsonLines(path="text/*.jsonl.gz", held_out=WholeDocuments(share=0.0005)), documents="apart"),
     optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1, clip=1.0),

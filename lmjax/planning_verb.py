@@ -69,7 +69,7 @@ def as_dict(made: Plan) -> dict:
     experiment, best = made.experiment, made.roofline
     figures = {
         "experiment": experiment.name, "kernel": made.kernel, "topology": made.topology.name,
-        "mesh": dict(made.mesh.shape),
+        "mesh": dict(made.mesh.shape), "remat": experiment.model.remat,
         "parameters": params(experiment.model), "flops_per_token": flops_per_token(experiment.model),
         "tokens": experiment.tokens, "fits": made.fits, "needed_bytes": made.needed,
         "device_bytes": made.topology.device.memory, "parameter_bytes": made.size.params,

@@ -21,6 +21,7 @@ from lmjax.errors import UserError
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "length": ("sequence",),
+    "stream": ("sequence", "tensor"),
     "positions": (),
     "layers": (),
     "embed": ("fsdp", "sequence"),
@@ -41,7 +42,8 @@ class Mesh:
     data: replicas of the model, each with its part of the batch. fsdp: the same, with weights and
     optimizer state split among them (ZeRO-3, arXiv:1910.02054). sequence: each row's places split, weights as by
     fsdp; attention gathers the keys (arXiv:2404.10719, section 2). tensor: heads, feed-forward width and
-    vocabulary split (Megatron-LM, arXiv:1909.08053). expert: the experts of a mixture split, and the batch.
+    vocabulary split (Megatron-LM, arXiv:1909.08053), and between them the places of the residual stream
+    (arXiv:2205.05198, section 4.2.2). expert: the experts of a mixture split, and the batch.
     """
 
     data: int | Literal["rest"] = "rest"

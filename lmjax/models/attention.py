@@ -5,7 +5,7 @@ A query sees the keys at or before its own place in its own segment, and where t
 (arXiv:2305.13245).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import jax
@@ -141,6 +141,12 @@ def choose(kernel: Kernel, need: Need) -> tuple[Kernel, str]:
         return Reference(), f"Blocks: {reason}"
     # at most 16 blocks: each is compiled apart
     return Blocks(size=max(128, -(-need.length // 16))), why
+
+
+def names_its_output(cfg: "ModelConfig", length: int) -> bool:
+    """Whether the kernel that trains this model has put its output under a name of its own (`splash.SAVED`)."""
+    need = replace(need_of(cfg, apart=False), length=length)
+    return isinstance(cfg.kernel, Auto | Splash) and obstacle(Splash(), need) is None
 
 
 def attend(

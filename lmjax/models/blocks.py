@@ -83,12 +83,14 @@ class AttentionLayer(nn.Module):
             z_BTNH, cache = looks[kind if isinstance(kind, int) else 0](*arguments)
         else:
             z_BTNH, cache = jax.lax.switch(kind, looks, *arguments)
-        z_BTNH = keep(cfg, ATTENDED, z_BTNH)
+        # under two names the same numbers would be kept twice
+        if cfg.remat != "nothing" and not (cache is None and attention.names_its_output(cfg, z_BTNH.shape[1])):
+            z_BTNH = keep(cfg, ATTENDED, z_BTNH)
         out_bias = cfg.bias if cfg.out_bias is None else cfg.out_bias
         out = Projection(
             (cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, out_bias, cfg.products, name="out"
         )
-        return constrain(out(tap(self, "hook_z", z_BTNH)), "batch", "length", "embed"), cache
+        return constrain(out(tap(self, "hook_z", z_BTNH)), "batch", "stream", "embed"), cache
 
 
 def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, layer, cache: LayerCache | None):
@@ -141,7 +143,8 @@ class Block(nn.Module):
         def added(x_BTD, name):
             return drop(norm(x_BTD, f"{name}_post_norm") if cfg.post_norms else x_BTD)
 
-        x_BTD = keep(cfg, BLOCK_INPUT, tap(self, "hook_resid_pre", x_BTD))
+        x_BTD = constrain(tap(self, "hook_resid_pre", x_BTD), "batch", "stream", "embed")
+        x_BTD = keep(cfg, BLOCK_INPUT, x_BTD)
         h_BTD, cache = AttentionLayer(cfg, self.training, name="attention")(
             norm(x_BTD, "attention_norm"), seen, layer, cache
         )

@@ -45,10 +45,11 @@ class ModelConfig:
     of experts, attention or the unembedding.
 
     remat: what the backward pass of a block computes again (arXiv:1604.06174), from most memory to least. "nothing":
-    all is kept. "products": what the matrix products with weights and attention gave is kept; norms, activations and
-    scores come again. "attention": the block's input and what attention gave are kept; projections and the
-    feed-forward layer come again, fused attention kernels for TPU do not. "everything": the input alone is kept.
-    "offload": as everything, with the inputs of all blocks in the host's memory, where XLA reaches it.
+    all is kept but, in bfloat16, what is made element by element inside a norm or a gate. "products": what the matrix
+    products with weights and attention gave is kept; norms, activations and scores come again. "attention": the
+    block's input and what attention gave are kept; projections and the feed-forward layer come again, fused attention
+    kernels for TPU do not. "everything": the input alone is kept. "offload": as everything, with the inputs of all
+    blocks in the host's memory, where XLA reaches it.
     """
 
     layers: int

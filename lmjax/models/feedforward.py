@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import flax.linen as nn
@@ -103,6 +104,10 @@ def activate(x: jax.Array, name: Activation) -> jax.Array:
             return jax.nn.silu(x)
 
 
+def gated(name: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
+    return activate(gate, name) * up
+
+
 def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x Phi(x), with Phi the normal distribution, and its derivative Phi(x) + x phi(x)."""
     below = 0.5 * (1 + jax.lax.erf(x * 2**-0.5))
@@ -143,9 +148,13 @@ class FeedForwardLayer(nn.Module):
             return tap(self, site, constrain(layer(x_BTD), "batch", "length", "mlp"))
 
         if isinstance(ff, Gated):
-            h_BTF = activate(project("gate", "hook_pre"), ff.activation) * project("up", "hook_pre_linear")
+            function = partial(gated, ff.activation)
+            if x_BTD.dtype != jnp.float32:
+                # the backward pass makes again what lies between: kept, it would be as much as all three of them
+                function = jax.checkpoint(function, prevent_cse=False)
+            h_BTF = function(project("gate", "hook_pre"), project("up", "hook_pre_linear"))
         else:
             h_BTF = activate(project("up", "hook_pre"), ff.activation)
         h_BTF = tap(self, "hook_post", h_BTF)
         down = Projection((cfg.width,), ("mlp",), ("embed",), cfg.residual_std, ff.bias, cfg.products, name="down")
-        return constrain(down(h_BTF), "batch", "length", "embed")
+        return constrain(down(h_BTF), "batch", "stream", "embed")

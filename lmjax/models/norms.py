@@ -1,6 +1,7 @@
 """LayerNorm (arXiv:1607.06450) and RMSNorm (arXiv:1910.07467), computed in float32."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -39,12 +40,20 @@ class Normalise(nn.Module):
         offset = isinstance(self.norm, RMSNorm) and self.norm.offset
         start = nn.initializers.zeros if offset else nn.initializers.ones
         scale = self.param("scale", named(start, (self.axis,)), width)
-        # float32: in bfloat16 a mean over a few thousand squares keeps two digits
-        x32 = x.astype(jnp.float32)
-        if isinstance(self.norm, LayerNorm):
-            x32 = x32 - x32.mean(-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.norm.epsilon)
-        y = x32 * inverse * (1 + scale if offset else scale)
+        bias = None
         if isinstance(self.norm, LayerNorm) and self.norm.bias:
-            y = y + self.param("bias", named(nn.initializers.zeros, (self.axis,)), width)
-        return tap(self, "hook_normalized", y.astype(x.dtype))
+            bias = self.param("bias", named(nn.initializers.zeros, (self.axis,)), width)
+        function = partial(normalised, self.norm)
+        if x.dtype != jnp.float32:
+            # the backward pass makes the float32 copies of x again: kept, they would be four times its memory
+            function = jax.checkpoint(function, prevent_cse=False)
+        return tap(self, "hook_normalized", function(x, 1 + scale if offset else scale, bias))
+
+
+def normalised(norm: Norm, x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """In float32, and then as x: in bfloat16 a mean over a few thousand squares keeps two digits."""
+    x32 = x.astype(jnp.float32)
+    if isinstance(norm, LayerNorm):
+        x32 = x32 - x32.mean(-1, keepdims=True)
+    y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + norm.epsilon) * scale
+    return (y if bias is None else y + bias).astype(x.dtype)

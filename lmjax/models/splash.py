@@ -8,6 +8,9 @@ from lmjax.sharding import partition, ways
 
 # queries and keys that the kernel holds at one time; its own default of 128 keeps a TPU's matrix units waiting
 BLOCK = 512
+# the backward kernel gives a gradient of all queries for each block of keys, and these are added up: more than PARTIAL
+# would fill the memory with them, and larger blocks than KEYS the kernel's own
+PARTIAL, KEYS = 16, 2048
 # under this name the kernel's output and its softmax's sums can be kept for the backward pass (jax.checkpoint)
 SAVED = "splash_residuals"
 
@@ -15,6 +18,13 @@ SAVED = "splash_residuals"
 def block_size(length: int) -> int:
     """The largest block that divides the length of a shard, which is a multiple of 128."""
     return next(size for size in range(min(BLOCK, length), 0, -128) if length % size == 0)
+
+
+def key_block(length: int, parts: int) -> int:
+    """Keys that the backward kernel holds, a multiple of `block_size`; a block that the mask cuts is computed whole."""
+    size = block_size(length // parts)
+    wanted = max(size, min(KEYS, length // PARTIAL))
+    return next(n for n in range(wanted // size * size, 0, -size) if length % n == 0)
 
 
 def attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap: float | None, window: int | None) -> jax.Array:
@@ -59,8 +69,9 @@ def _kernel(length: int, heads: int, parts: int, cap: float | None, window: int 
     if window is not None:
         seen = splash_mask.LocalMask(shape, (window - 1, 0), 0, shard_count=parts)
     sizes = splash.BlockSizes(
-        block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, use_fused_bwd_kernel=True
-    )
+        block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=key_block(length, parts),
+        block_kv_dkv_compute=size, use_fused_bwd_kernel=True,
+    )  # fmt: skip
     return splash.make_splash_mha(
         splash_mask.MultiHeadMask([seen] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=parts,
         attn_logits_soft_cap=cap, residual_checkpoint_name=SAVED,

@@ -71,21 +71,28 @@ def work_per_token(cfg: ModelConfig) -> Work:
     keys = sum(window * (1 - (window - 1) / (2 * cfg.context)) for window in seen) / len(seen)
     look = 4 * cfg.layers * cfg.heads * cfg.head_width * keys
     blocks = 2 * (multiplied - unembedding)
-    again = {"nothing": 0.0, "products": 0.0, "attention": blocks}
+    # jax.checkpoint's policy keeps what plain products gave, and those of experts are batched or ragged
+    ff = cfg.feedforward
+    experts = 6 * cfg.layers * ff.chosen * cfg.width * cfg.hidden if isinstance(ff, Experts) else 0
+    again = {"nothing": 0.0, "products": experts, "attention": blocks}
     return Work(6 * multiplied, 3 * look, again.get(cfg.remat, blocks + look))
 
 
 def kept_activations(experiment: Experiment) -> float:
-    """Bytes of activations on the devices that the backward pass of one microbatch needs, over all of them: by remat
-    policy (ModelConfig) each block's input, what attention and the matrix products gave, or about twice that."""
+    """Bytes of activations on the devices that the backward pass of one microbatch needs, over all of them, by remat
+    policy (ModelConfig): of each block its input; what attention gave, with its softmax's sums in float32; what the
+    matrix products with weights gave, where something is computed from it (of the last one nothing is; the products
+    of experts are batched or ragged, and come again); and without remat what goes into each product."""
     cfg = experiment.model
     size = 2 if cfg.dtype == "bfloat16" else 4
-    heads, gated = cfg.heads + 2 * cfg.n_kv_heads, not isinstance(cfg.feedforward, Dense)
-    chosen = cfg.feedforward.chosen if isinstance(cfg.feedforward, Experts) else 1
-    products = heads * cfg.head_width + cfg.width + chosen * ((1 + gated) * cfg.hidden + cfg.width)
-    attended = cfg.heads * cfg.head_width
+    gated, experts = not isinstance(cfg.feedforward, Dense), isinstance(cfg.feedforward, Experts)
+    heads = (cfg.heads + 2 * cfg.n_kv_heads) * cfg.head_width
+    hidden = 0 if experts else (1 + gated) * cfg.hidden
+    attended = cfg.heads * cfg.head_width + cfg.heads * 4 / size
+    products = heads + cfg.width + hidden
+    into = 2 * cfg.width + (cfg.feedforward.chosen * 3 if experts else 1) * cfg.hidden
     numbers = {
-        "nothing": 2 * (cfg.width + products), "products": cfg.width + products + attended,
+        "nothing": cfg.width + attended + products + into, "products": cfg.width + attended + products,
         "attention": cfg.width + attended, "everything": cfg.width, "offload": 0,
     }[cfg.remat]  # fmt: skip
     return experiment.microbatch_size * cfg.context * cfg.layers * numbers * size

@@ -6,8 +6,8 @@ from lmjax.errors import UserError
 from lmjax.experiment import Experiment
 from lmjax.plan.collectives import Collective
 from lmjax.plan.compiled import Figures, Sizes, TooLarge, compile_train_step, planned_mesh, sizes_of
-from lmjax.plan.counts import kept_activations
 from lmjax.plan.devices import Topology
+from lmjax.plan.memory import temporaries
 from lmjax.plan.roofline import Roofline, counted_collectives, roofline
 from lmjax.tokenizers import Bytes, ByteTokenizer, SentencePiece
 from lmjax.train.step import kernel
@@ -93,11 +93,8 @@ def plan_on(experiment: Experiment, topology: Topology, mesh, *, real: bool = Tr
 
 
 def counted_bytes(experiment: Experiment, mesh, size: Sizes) -> float:
-    """State, gradients, and the activations that a microbatch keeps, on one device: less than a compiler will need."""
-    ways = 1
-    for devices in mesh.shape.values():
-        ways *= devices
-    return 2 * size.params + size.optimizer + size.batch + kept_activations(experiment) / ways
+    """State, and what a step needs beside it (`memory.temporaries`), on one device."""
+    return size.params + size.optimizer + size.batch + temporaries(experiment, mesh, size.params).total
 
 
 def largest_batch(experiment: Experiment, topology: Topology, tell) -> Plan | None:

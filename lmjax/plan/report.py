@@ -7,6 +7,7 @@ from lmjax.plan import published
 from lmjax.plan.collectives import by_kind
 from lmjax.plan.counts import PETAFLOP_DAY, flops_per_token, params, params_by_part, three_digits, work_per_token
 from lmjax.plan.devices import GIB
+from lmjax.plan.memory import temporaries
 from lmjax.plan.planning import Plan
 from lmjax.plan.roofline import mfu
 
@@ -50,7 +51,7 @@ def model_lines(made: Plan) -> Iterator[str]:
 
 
 def memory_lines(made: Plan) -> Iterator[str]:
-    device, size, figures = made.topology.device, made.size, made.figures
+    experiment, device, size, figures = made.experiment, made.topology.device, made.size, made.figures
     sizes = " x ".join(f"{axis} {n}" for axis, n in made.mesh.shape.items() if n > 1) or "one device"
     count = f"{made.topology.count:,} x {device.kind}"
     yield f"devices: {made.topology.name}, {count}, {_gib(device.memory)} each; mesh {sizes}; attention {made.kernel}"
@@ -66,6 +67,12 @@ def memory_lines(made: Plan) -> Iterator[str]:
             f"{share:.2f} %, the step's number and layout), temporaries {figures.temporaries:,}, program "
             f"{figures.code:,}" + (f", on the host {figures.host:,}" if figures.host else "")
         )
+    wanted = temporaries(experiment, made.mesh, size.params)
+    yield (
+        f"temporaries by counts: {_gib(wanted.total)}: kept by remat {experiment.model.remat} {_gib(wanted.kept)}, "
+        f"weights in {experiment.model.dtype} {_gib(wanted.weights)}, and the greater of float32 gradients "
+        f"{_gib(wanted.gradients)} with one layer at work {_gib(wanted.layer)}, and the loss {_gib(wanted.loss)}"
+    )
     yield verdict(made)
 
 
@@ -74,11 +81,7 @@ def verdict(made: Plan) -> str:
     memory = made.topology.device.memory
     if made.needed is None:
         return f"memory: does not fit into {_gib(memory)}; the compiler does not say by how much"
-    how = (
-        "compiled"
-        if made.compiled
-        else "an estimate from counts, the least it can be; no compiler for these devices here"
-    )
+    how = "compiled" if made.compiled else "an estimate from counts; there is no compiler for these devices here"
     if made.fits:
         return f"memory: {_gib(made.needed)} of {_gib(memory)} on each device, fits ({how})"
     over = f"{_gib(made.needed - memory)} too much"

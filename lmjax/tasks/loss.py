@@ -137,6 +137,8 @@ def _by_chunks_forward(setting, hidden_BTD, matrix_VD, targets_BT, weights_BT):
     (loss, d_PQVD), d_NBCD = jax.lax.scan(add, (Loss(jnp.zeros(()), jnp.zeros(())), zeros_PQVD), pieces)
     # the matrix is a float32 parameter, and so is its gradient
     d_VD = constrain(d_PQVD.sum((0, 1)).astype(matrix_VD.dtype), "vocab", "embed")
+    # without the barrier XLA keeps every device's whole sum until after the backward pass of the blocks
+    d_NBCD, d_VD = jax.lax.optimization_barrier((d_NBCD, d_VD))
     return loss, (jnp.moveaxis(d_NBCD, 0, 2).reshape(hidden_BTD.shape), d_VD)
 
 

@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lmjax import experiment as experiments
 from lmjax.models import zoo
 from lmjax.models.config import Span
-from lmjax.models.transformer import abstract_params
+from lmjax.models.transformer import abstract_params, hidden
 from lmjax.plan import counts, published, scaling
 from lmjax.plan.counts import PETAFLOP_DAY, flops_per_token, three_digits
 from lmjax.trees import count
@@ -104,3 +105,23 @@ def test_chinchilla_is_the_minimum_of_its_own_formula():
         sizes = n * np.exp(np.linspace(-2, 2, 4001))
         losses = fit.E + fit.A / sizes**fit.alpha + fit.B / (flops / 6 / sizes) ** fit.beta
         assert sizes[np.argmin(losses)] == pytest.approx(n, rel=2e-3)
+
+
+@pytest.mark.parametrize("model", [tiny.gpt2, tiny.llama], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("remat", ["products", "attention", "everything"])
+def test_kept_activations_are_what_the_backward_pass_gets(model, remat):
+    """The numbers that JAX hands from the forward to the backward pass, by what two more layers add to them."""
+    shape = {"width": 128, "heads": 2, "kv_heads": 2, "context": 80, "remat": remat, "qk_norm": False}
+
+    def handed_on(layers: int) -> int:
+        cfg = model(layers=layers, **shape)
+        tokens = jax.ShapeDtypeStruct((4, 80), jnp.int32)
+        back = jax.eval_shape(
+            lambda params, tokens: jax.vjp(lambda p: hidden(cfg, p, tokens, tokens)[0], params)[1],
+            abstract_params(cfg), tokens,
+        )  # fmt: skip
+        # (L, B, T, ...); the weights of the layers stand among them
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(back) if x.ndim > 2 and x.shape[1:3] == (4, 80))
+
+    experiment = tiny.experiment("unused", model=model(layers=2, **shape), batch_size=4, microbatches=1)
+    assert counts.kept_activations(experiment) == pytest.approx(handed_on(4) - handed_on(2), rel=0.02)

@@ -1,0 +1,78 @@
+"""What a step needs beside its state, on one device, by counts: to judge a compiler's figure by, or in its place."""
+
+import math
+from dataclasses import dataclass, replace
+
+import jax
+
+from lmjax.experiment import Experiment
+from lmjax.models import splash
+from lmjax.models.attention import Splash
+from lmjax.models.transformer import abstract_params
+from lmjax.plan.counts import kept_activations
+from lmjax.sharding import share
+from lmjax.tasks.loss import LOGIT_BYTES
+from lmjax.train import state as train_state
+from lmjax.train.step import kernel
+
+
+@dataclass(frozen=True)
+class Temporaries:
+    """Bytes on one device. kept: activations that the remat policy keeps of all layers. gradients: of all parameters,
+    in float32, and twice where microbatches are added up. weights: of all layers, cast before the loop over them,
+    which halves what the wires carry. layer: one layer at work. loss: the vocabulary at work."""
+
+    kept: float
+    gradients: float
+    weights: float
+    layer: float
+    loss: float
+
+    @property
+    def total(self) -> float:
+        """The layers' backward pass and the loss take turns."""
+        return self.kept + self.weights + max(self.gradients + self.layer, self.loss)
+
+
+def temporaries(experiment: Experiment, mesh, params: int) -> Temporaries:
+    """params: bytes of them on one device."""
+    cfg, sizes, number = experiment.model, dict(mesh.shape), 2 if experiment.model.dtype == "bfloat16" else 4
+    ways = math.prod(sizes.values())
+    blocks = _bytes(cfg, mesh, "blocks")
+    gathered = number / 4 * blocks * sizes["fsdp"] * sizes["sequence"] / cfg.layers
+    one = replace(experiment, model=replace(cfg, layers=1, remat="nothing"))
+    # a layer keeps all of itself until its gradient is done; its weights are gathered, and their gradients whole
+    layer = kept_activations(one) / ways + 2 * gathered + _partial_queries(experiment, mesh, number)
+    # what its products read lies split over "tensor" between blocks, and is gathered too, and its gradient
+    whole = 4 * number * experiment.microbatch_size * cfg.context * cfg.width / ways
+    layer += whole * (sizes["tensor"] - 1)
+    rows, length, width = share(("batch", "length", None), (experiment.microbatch_size, cfg.context, cfg.width), sizes)
+    (vocab,) = share(("vocab",), (cfg.vocab,), sizes)
+    hidden = number * rows * length * width
+    logits = min(4.0 * rows * length * vocab, LOGIT_BYTES)
+    # the matrix and the float32 sum of its gradient are whole; logits, their gradient and its cast; vectors, in and out
+    loss = (number + 4) * vocab * width + (2 + number / 4) * logits + 2 * hidden
+    return Temporaries(
+        kept=kept_activations(experiment) / ways,
+        gradients=params * (1 if experiment.microbatches == 1 else 2),
+        weights=blocks / 2 if number == 2 else 0,
+        layer=layer,
+        loss=loss,
+    )
+
+
+def _bytes(cfg, mesh, part: str) -> int:
+    """Of one part of the float32 parameters, on one device."""
+    shapes, where = abstract_params(cfg)[part], train_state.param_shardings(cfg, mesh)[part]
+    shares = jax.tree.map(lambda x, place: 4 * math.prod(place.shard_shape(x.shape)), shapes, where)
+    return sum(jax.tree.leaves(shares))
+
+
+def _partial_queries(experiment: Experiment, mesh, number: int) -> float:
+    """Splash's backward kernel gives a gradient of the queries for each block of keys, which are then added up."""
+    cfg = experiment.model
+    if not isinstance(mesh, jax.sharding.Mesh) or not isinstance(kernel(experiment, mesh)[0], Splash):
+        return 0
+    blocks = cfg.context // splash.key_block(cfg.context, dict(mesh.shape)["sequence"])
+    queries = experiment.microbatch_size * cfg.context * cfg.heads * cfg.head_width / math.prod(mesh.shape.values())
+    return number * queries * blocks
