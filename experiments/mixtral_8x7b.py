@@ -2,8 +2,9 @@
 
     python run.py plan --config experiments/mixtral_8x7b.py
 
-Eight experts in each layer, of which a token uses two: 46.7 billion parameters, 12.9 billion used. The optimizer is
-llama3_8b.py's and the number of tokens Chinchilla's for the parameters that are used; the paper says neither.
+Its context is 32,768, here 4,096. Eight experts in each layer, of which a token uses two: 46.7 billion parameters,
+12.9 billion used. The optimizer is llama3_8b.py's and the number of tokens Chinchilla's for the parameters that are
+used; the paper says neither.
 """
 
 from dataclasses import replace

@@ -189,7 +189,7 @@ def _damage(file: Place, size: int, digest: str) -> str | None:
 def newest_good(directory: Place, warn) -> Manifest | None:
     """The newest checkpoint that is whole, or None where there is none at all. Each one passed over is told to
     warn(text). Raises UserError where there are checkpoints and none is good: nothing starts again at step 0."""
-    steps = hosts.by_first("checkpoint/steps", lambda: steps_on_disk(directory))
+    steps = hosts.by_first("checkpoint/steps", lambda: steps_on_disk(directory), hosts.READY_LIMIT)
     reasons = []
     for step in reversed(steps):
         try:

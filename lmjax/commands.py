@@ -14,8 +14,6 @@ from lmjax.places import is_url, place
 
 def run(verb: str, options, others: list[str]) -> int:
     """Run a verb; the exit code: 0, 2 for a mistake of the user's, 130 and 143 where a signal stopped training."""
-    if verb == "plan":
-        plan_without_accelerator(options)
     prepare_libraries()
     try:
         verbs = {
@@ -184,18 +182,6 @@ def verify(options, _) -> int:
     lines, same = report_lines(options.model, options.against, _step(options.step), options.text, options.tolerance)
     print("\n".join(lines))
     return 0 if same else 1
-
-
-def plan_without_accelerator(options) -> None:
-    """Planning for a pod wants no device of this machine, and must not ask the network which pod this is."""
-    quiet = {
-        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
-        "TPU_ACCELERATOR_TYPE": "v5p-8",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
-    }  # fmt: skip
-    if options.topology != "here":
-        for name, value in quiet.items():
-            os.environ.setdefault(name, value)
 
 
 def plan(options, changes: list[str]) -> int:

@@ -7,6 +7,7 @@ process every function returns at once.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -47,39 +48,48 @@ class Meeting:
 
     @property
     def asked(self) -> bool:
-        """Whether there are several processes, as far as can be told without asking a network."""
-        return self.coordinator is not None or in_cluster()
+        """Whether there are several processes, or may be, as far as can be told without asking a network."""
+        return self.coordinator is not None or cluster() is not None or on_tpu_vm()
 
     def check(self) -> None:
         """Raises UserError where the numbers do not belong together."""
         given = [self.coordinator is not None, self.processes is not None, self.process is not None]
         if any(given) and not all(given):
             raise UserError("--coordinator HOST:PORT, --processes N and --process I belong together")
-        if min(self.join_timeout, self.peer_timeout) < 1:
-            raise UserError("--join-timeout and --peer-timeout: expected a positive number of seconds")
+        if not 1 <= min(self.join_timeout, self.peer_timeout) <= max(self.join_timeout, self.peer_timeout) <= 10**6:
+            raise UserError("--join-timeout and --peer-timeout: expected a number of seconds from 1 to a million")
         if not any(given):
             return
         host, _, port = self.coordinator.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+        if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
             raise UserError(f"--coordinator {self.coordinator}: expected HOST:PORT, as 10.0.0.1:1234")
-        if self.processes < 1 or not 0 <= self.process < self.processes:
+        if not 1 <= self.processes <= 10**6 or not 0 <= self.process < self.processes:
             raise UserError(
                 f"--process {self.process} of --processes {self.processes}: expected a number from 0 to one below that"
             )
 
 
-def in_cluster() -> bool:
-    """Whether jax.distributed can find the other processes by itself: Slurm, Open MPI, a slice of a TPU pod, GKE."""
+def cluster() -> str | None:
+    """By whose word there are several processes, which jax.distributed then finds by itself; None: by nobody's."""
     variables = os.environ
-    if int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables and "SLURM_LOCALID" in variables:
-        return True
-    if int(variables.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        return True
+    if _number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in variables and "SLURM_LOCALID" in variables:
+        return "Slurm"
+    if _number("OMPI_COMM_WORLD_SIZE") > 1:
+        return "Open MPI"
     if len(variables.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in variables:
-        return True
-    # a TPU VM of Compute Engine tells the rest when it is asked
-    on_tpu = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    return on_tpu and variables.get("JAX_PLATFORMS", "tpu") != "cpu" and "TPU_SKIP_MDS_QUERY" not in variables
+        return "the TPU pod"
+    return None
+
+
+def on_tpu_vm() -> bool:
+    """Whether this looks like a TPU's host, which is asked whether there are others."""
+    devices = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return devices and os.environ.get("JAX_PLATFORMS", "tpu") != "cpu" and "TPU_SKIP_MDS_QUERY" not in os.environ
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else 1
 
 
 def join(meeting: Meeting) -> None:
@@ -96,6 +106,8 @@ def join(meeting: Meeting) -> None:
     late = threading.Timer(meeting.join_timeout, lambda: _end(2, reason))
     late.daemon = True
     late.start()
+    # its handler of SIGTERM would let nothing stop this process before the first step: see `preemption_begins`
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             meeting.coordinator, meeting.processes, meeting.process,
@@ -103,12 +115,27 @@ def join(meeting: Meeting) -> None:
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         if meeting.coordinator is None and "coordinator_address should be defined" in str(error):
-            return  # it looked like a TPU's host, and is none
-        raise UserError(f"joining the other processes failed: {' '.join(str(error).split())[:300]}") from None
+            if cluster() is None:
+                return  # it looked like a TPU's host, and is none
+            raise UserError(
+                f"{cluster()} says that there are several processes, and JAX cannot find them by it; expected "
+                "--coordinator HOST:PORT, --processes N and --process I"
+            ) from None
+        raise UserError(
+            f"joining the other processes at {place} failed: {' '.join(str(error).split())[:300]}"
+        ) from None
     finally:
         late.cancel()
     if count() > 1:
         threading.Thread(target=_end_with_others, daemon=True).start()
+        code, reason = 128 + signal.SIGTERM, "stopped by SIGTERM before the first step; the same command goes on"
+        signal.signal(signal.SIGTERM, lambda *_: leave(code, reason))
+
+
+def preemption_begins() -> None:
+    """From now on JAX has SIGTERM, and agrees with the others on the step after which all stop."""
+    jax.config.update("jax_enable_preemption_service", True)
+    jax._src.distributed.global_state.initialize_preemption_sync_manager()
 
 
 def _say_native_errors_in_one_line(peer_timeout: int) -> None:
@@ -134,9 +161,23 @@ def gather(name: str, value: Any, limit: float = ANSWER_LIMIT) -> list:
     name. Raises UserError where one says nothing within `limit` seconds."""
     if count() == 1:
         return [value]
-    key = _next(name)
+    key, before = _next(name), f"{name}/{_calls[name] - 1}/{jax.process_index()}"
     _tell(f"{key}/{jax.process_index()}", json.dumps(value))
-    return [json.loads(_asked(f"{key}/{i}", limit)) for i in range(count())]
+    told = [json.loads(_asked(f"{key}/{i}", limit)) for i in range(count())]
+    if _calls[name] > 1:
+        # all have come to this call, so nobody wants the last one's any more
+        _client().key_value_delete(f"lmjax/{before}")
+    return told
+
+
+def wait_until(seen: Callable[[], bool], what: str, limit: float = SHARED_LIMIT) -> None:
+    """Until something that another process wrote shows here; network file systems take a while. Raises UserError after
+    `limit` seconds."""
+    until = time.monotonic() + limit
+    while not seen():
+        if time.monotonic() > until:
+            raise UserError(f"{what} did not show within {limit:.0f} s")
+        time.sleep(0.2)
 
 
 def by_first(name: str, make: Callable[[], Any], limit: float = ANSWER_LIMIT) -> Any:
@@ -164,7 +205,7 @@ def check_equal(name: str, values: dict[str, str]) -> None:
             if told[0].get(key) != theirs.get(key):
                 raise UserError(
                     f"{key} is {told[0].get(key)} on process 0 and {theirs.get(key)} on process {process}; expected "
-                    "the same command and code on all"
+                    "the same on all"
                 )
 
 
@@ -270,7 +311,7 @@ def _next(name: str) -> str:
 
 
 def _client():
-    # the one private name: JAX has no public way to its key-value store
+    # the one private place: JAX has no public way to its key-value store
     return jax._src.distributed.global_state.client
 
 
@@ -279,9 +320,13 @@ def _tell(key: str, value: str) -> None:
 
 
 def _asked(key: str, limit: float) -> str:
-    try:
-        return _client().blocking_key_value_get(f"lmjax/{key}", int(1000 * limit))
-    except jax.errors.JaxRuntimeError as error:
-        if "DEADLINE_EXCEEDED" not in str(error):
-            raise
-        raise UserError(f"nothing was heard of {key!r} within {limit:.0f} s") from None
+    until = time.monotonic() + limit
+    while True:
+        try:
+            # a second at a time: a signal's handler runs in between
+            return _client().blocking_key_value_get(f"lmjax/{key}", 1000)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+        if time.monotonic() > until:
+            raise UserError(f"nothing was heard of {key!r} within {limit:.0f} s")

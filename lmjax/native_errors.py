@@ -24,18 +24,19 @@ def told(report: str, peer_timeout: str) -> str:
 
 def passed_on(lines: Iterable[str], report: list[str]) -> Iterator[str]:
     """The lines that a user should see; a fatal report is kept aside. A message of the meeting, which JAX's report
-    repeats, may have several lines, the first with level, time and file."""
+    repeats, goes with the lines that belong to it."""
     begin = re.compile(r"([IWEF])\d{4} [\d:.]+ +\d+ (\w+)\.\w+:\d+\]")
+    more = re.compile(r"\s*$|\d+\s*$|The tasks? |RPC: |Additional GRPC |:UNKNOWN:|\S*/?job:")
     dropped = False
     for line in lines:
         message = begin.match(line)
         if report or FATAL in line:
             report.append(line)
         elif message:
-            dropped = message[2].startswith(("coordination_service", "preemption"))
+            dropped = message[1] != "F" and message[2].startswith(("coordination_service", "preemption"))
             if message[1] in "EF" and not dropped:
                 yield line
-        elif not dropped or line.startswith(("error: ", "Traceback ")):
+        elif not (dropped and more.match(line)):
             dropped = False
             yield line
 

@@ -1,11 +1,15 @@
 """The verb `plan`: the plan of an experiment as text, what helps where it does not fit, and the search for a batch."""
 
 import json
+import math
+import os
 from pathlib import Path
+
+import jax
 
 from lmjax import experiment as experiments
 from lmjax.checkpoint import write_whole
-from lmjax.errors import UserError
+from lmjax.errors import UserError, path_text
 from lmjax.plan import report, scaling
 from lmjax.plan.counts import flops_per_token, params
 from lmjax.plan.devices import HERE, topology_of
@@ -17,16 +21,23 @@ from lmjax.plan.report import remedy_line
 def run(options, changes: list[str]) -> int:
     """Raises UserError. The exit code: 0, or 1 where the step does not fit."""
     if options.compute is not None:
-        if not options.compute > 0:
-            raise UserError(f"--compute {options.compute}: expected a positive number of FLOPs, as 1e21")
+        if not 1e12 <= options.compute <= 1e33:
+            raise UserError(f"--compute {options.compute:g}: expected a number of FLOPs from 1e12 to 1e33, as 1e21")
+        if changes or options.config or options.json:
+            raise UserError("--compute stands alone, without --config, --json or changes of an experiment")
         print("\n".join(scaling.lines(options.compute)))
         return 0
     if options.config is None:
         raise UserError("plan: expected --config FILE, or --compute FLOPS")
-    if options.price is not None and not options.price >= 0:
+    if options.price is not None and not 0 <= options.price < math.inf:
         raise UserError(f"--price {options.price}: expected 0 or more")
+    if (options.json and not Path(options.json).absolute().parent.is_dir()) or Path(options.json or "x").is_dir():
+        raise UserError(f"--json {path_text(options.json)}: expected a file in a directory that exists")
     experiment = experiments.load(options.config, changes)
-    topology = topology_of(options.topology or experiment.topology or HERE)
+    name = options.topology or experiment.topology or HERE
+    if name != HERE:
+        want_no_accelerator()
+    topology = topology_of(name)
     made = plan(experiment, topology)
     for line in report.lines(made, options.price):
         print(line, flush=True)
@@ -34,9 +45,24 @@ def run(options, changes: list[str]) -> int:
         write_whole(Path(options.json), json.dumps(as_dict(made), indent=2) + "\n")
     if made.compiled and (not made.fits or options.remedies):
         show_remedies(made)
+    elif options.remedies or not made.fits:
+        print("remedies: none, since there is no compiler for these devices here")
     if options.search:
         show_search(experiment, topology)
     return 0 if made.fits else 1
+
+
+def want_no_accelerator() -> None:
+    """Planning for a pod wants no device of this machine, and must not ask the network which pod this is."""
+    quiet = {
+        "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
+    }  # fmt: skip
+    for variable, value in quiet.items():
+        os.environ.setdefault(variable, value)
+    if "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
 
 
 def show_remedies(made: Plan) -> None:

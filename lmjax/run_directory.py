@@ -254,13 +254,17 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def environment() -> dict:
-    """Versions, devices and the commit of the code, as far as they can be told."""
+def commit() -> str | None:
+    """Of the code, as git describes it; None where it cannot be told."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
-        commit = None
+        return None
+
+
+def environment() -> dict:
+    """Versions, devices and the commit of the code, as far as they can be told."""
     return {
         "command": sys.argv,
         "python": platform.python_version(),
@@ -268,5 +272,5 @@ def environment() -> dict:
         "versions": versions(),
         "devices": [str(device) for device in jax.devices()],
         "device_kind": jax.devices()[0].device_kind,
-        "commit": commit,
+        "commit": commit(),
     }

@@ -26,9 +26,13 @@ a line of ours
 E1124 23:47:46.649098   13402 coordination_service.cc:1549] [105] Use error polling to propagate the following error:
 1
 The tasks have crashed.
+UserWarning: passes
 E1124 23:47:46.649098   13402 cuda_driver.cc:7] out of something
 error: ours
 F1124 23:47:46.649098   13402 cuda_driver.cc:7] Check failed: fine
+W1124 23:47:46.649098   13402 preemption_notifier.cc:90] SIGTERM caught
+F1124 23:47:46.649098   13402 coordination_service.cc:7] Check failed
+Fatal Python error: Aborted
 """
 
 
@@ -53,7 +57,15 @@ def test_the_meetings_report_becomes_one_line():
 
 def test_errors_pass_and_warnings_do_not():
     shown, kept = seen(MESSAGES)
-    assert [line.split()[0][:5] for line in shown.splitlines()] == ["a", "E1124", "error", "F1124"]
+    assert [line.split()[0][:5] for line in shown.splitlines()] == [
+        "a",
+        "UserW",
+        "E1124",
+        "error",
+        "F1124",
+        "F1124",
+        "Fatal",
+    ]
     assert kept == ""
 
 
@@ -67,7 +79,10 @@ def test_errors_pass_and_warnings_do_not():
         (hosts.Meeting("here:99999", 2, 0), "expected HOST:PORT"),
         (hosts.Meeting("here:1", 2, 2), "from 0 to one below"),
         (hosts.Meeting("here:1", 0, 0), "from 0 to one below"),
-        (hosts.Meeting("here:1", 2, 0, join_timeout=0), "positive number of seconds"),
+        (hosts.Meeting("here:1", 2, 0, join_timeout=0), "from 1 to a million"),
+        (hosts.Meeting("here:1", 2, 0, peer_timeout=10**12), "from 1 to a million"),
+        (hosts.Meeting("here:²", 2, 0), "expected HOST:PORT"),
+        (hosts.Meeting("here:1", 10**12, 0), "from 0 to one below"),
     ],
 )
 def test_mistakes(meeting, message):
@@ -83,14 +98,15 @@ CLUSTERS = {
 }
 
 
-@pytest.mark.parametrize("name", [*CLUSTERS, "none", "a shell on Slurm"])
+@pytest.mark.parametrize("name", [*CLUSTERS, "none", "a shell on Slurm", "nonsense"])
 def test_clusters_are_seen(name, monkeypatch):
     for variables in CLUSTERS.values():
         for variable in variables:
             monkeypatch.delenv(variable, raising=False)
-    for variable, value in CLUSTERS.get(name, {"SLURM_NTASKS": "2"} if "shell" in name else {}).items():
+    others = {"a shell on Slurm": {"SLURM_NTASKS": "2"}, "nonsense": {"OMPI_COMM_WORLD_SIZE": "", "SLURM_NTASKS": "x"}}
+    for variable, value in (CLUSTERS | others).get(name, {}).items():
         monkeypatch.setenv(variable, value)
-    assert hosts.in_cluster() == (name in CLUSTERS)
+    assert (hosts.cluster() is not None) == (name in CLUSTERS)
 
 
 def test_one_process_meets_nobody():

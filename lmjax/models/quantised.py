@@ -41,6 +41,10 @@ def check(products: Products, device) -> None:
     """Raises UserError where these products cannot be computed here."""
     if reason := obstacle(products, device):
         raise UserError(f"model.products={products}: {reason}")
+
+
+def check_package(products: Products) -> None:
+    """Raises UserError where what computes these products is not installed."""
     if products != "plain" and importlib.util.find_spec("qwix") is None:
         raise UserError(f"model.products={products} needs qwix: python -m pip install -e '.[quantized]'")
 

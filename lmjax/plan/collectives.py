@@ -25,11 +25,13 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 @dataclass(frozen=True)
 class Collective:
     """One operation, once. size: bytes of the whole array that it makes or takes, on one device. group: devices that
-    take part together."""
+    take part together. reach: from the first to the last of these, as devices are numbered; 0: not known, as if they
+    were neighbours."""
 
     kind: str
     size: float
     group: int
+    reach: int = 0
 
     @property
     def wire(self) -> float:
@@ -114,11 +116,12 @@ def _turns(line: str, condition: list[str]) -> int:
 
 
 def _collective(kind: str, operation, line: str, lines: list[str], devices: int) -> Collective:
-    arrays = [_bytes(match) for match in _ARRAY.finditer(operation[3])]
-    size = sum(arrays)
-    if line.find("-start(") > 0 and kind in ("all-gather", "collective-permute"):
-        # operands stand in the result too
-        size = max(arrays, default=0)
+    arrays = list(_ARRAY.finditer(operation[3]))
+    if operation[4].endswith("-start") and kind != "all-reduce":
+        # ((operands), results, what the runtime notes): the results alone
+        arrays = [array for array in arrays if array[2]]
+        arrays = arrays[len(arrays) // 2 :]
+    size = sum(_bytes(array) for array in arrays)
     group = _group(line, kind, devices)
     if kind == "reduce-scatter":
         size *= group

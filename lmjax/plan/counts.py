@@ -36,9 +36,14 @@ def used_params(cfg: ModelConfig) -> int:
     mixture only the experts that it goes to."""
     total = params(cfg) - params_by_part(cfg).get("positions", 0)
     if isinstance(ff := cfg.feedforward, Experts):
-        experts = 3 * cfg.layers * cfg.width * cfg.hidden
-        total -= experts * (ff.count - ff.chosen)
+        total -= expert_params(cfg) // ff.count * (ff.count - ff.chosen)
     return total
+
+
+def expert_params(cfg: ModelConfig) -> int:
+    """Those of all experts of a mixture; the router is not among them."""
+    ff = cfg.feedforward
+    return 3 * cfg.layers * cfg.width * cfg.hidden * ff.count if isinstance(ff, Experts) else 0
 
 
 def flops_per_token(cfg: ModelConfig) -> int:

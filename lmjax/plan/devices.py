@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +49,17 @@ DEVICES = {
         kind="NVIDIA A100-SXM4-40GB", memory=39 * GIB, peak=312e12, bandwidth=1555e9, link=300e9, node=8, beyond=25e9
     ),
     "a100": Device(kind="NVIDIA A100", memory=79 * GIB, peak=312e12, bandwidth=2039e9, link=300e9, node=8, beyond=25e9),
-    "h100": Device(kind="NVIDIA H100", memory=79 * GIB, peak=989e12, bandwidth=3350e9, link=450e9, node=8, beyond=50e9),
+    "h100": Device(
+        kind="NVIDIA H100", memory=78.6 * GIB, peak=989e12, bandwidth=3350e9, link=450e9, node=8, beyond=50e9
+    ),
     "h200": Device(
-        kind="NVIDIA H200", memory=140 * GIB, peak=989e12, bandwidth=4800e9, link=450e9, node=8, beyond=50e9
+        kind="NVIDIA H200", memory=139.4 * GIB, peak=989e12, bandwidth=4800e9, link=450e9, node=8, beyond=50e9
     ),
 }
+
+
+# the largest pods, side by side from the shortest on; libtpu aborts the process beyond them
+LARGEST = {"v5e": (16, 16), "v6e": (16, 16), "v5p": (16, 20, 28)}
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,12 @@ def topology_of(name: str) -> Topology:
             f"--topology {name}: expected {HERE}, or KIND:SHAPE with KIND one of {', '.join(DEVICES)}, as v5p:8x8x8"
         )
     topology = Topology(name, DEVICES[found[1]], tuple(int(size) for size in found[2].split("x")))
-    dimensions = {"v5p": 3, "v5e": 2, "v6e": 2}.get(found[1], 1)
-    if len(topology.shape) != dimensions or not topology.count:
-        form = "x".join(["4"] * dimensions) if dimensions > 1 else "8"
-        raise UserError(f"--topology {name}: a {found[1]} has {dimensions} dimension(s), as {found[1]}:{form}")
+    largest = LARGEST.get(found[1], (10**6,))
+    if len(topology.shape) != len(largest):
+        form = "x".join(["4"] * len(largest)) if len(largest) > 1 else "8"
+        raise UserError(f"--topology {name}: expected {len(largest)} number(s), as {found[1]}:{form}")
+    if not topology.count or any(a > b for a, b in zip(sorted(topology.shape), largest, strict=True)):
+        raise UserError(f"--topology {name}: expected from 1 to {'x'.join(map(str, largest))} devices")
     return topology
 
 
@@ -113,10 +121,15 @@ def devices_of(topology: Topology) -> list:
 
 
 def of_this_machine() -> Topology:
-    """The devices at hand, with their maker's figures, or where these are not in the table with rates measured now."""
+    """The devices at hand, with their maker's rates and the memory that JAX has of them; where they are not in the table,
+    with rates measured now."""
     devices, own = jax.devices(), jax.local_devices()
     name = name_of(devices[0].device_kind)
-    device = DEVICES[name] if name else measured(own[0], len(own))
+    if name:
+        allowed = (own[0].memory_stats() or {}).get("bytes_limit")
+        device = replace(DEVICES[name], memory=allowed or DEVICES[name].memory)
+    else:
+        device = measured(own[0], len(own))
     return Topology(f"{name or device.kind}:{len(devices)}", device, (len(devices),), here=True)
 
 

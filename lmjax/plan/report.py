@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lmjax.plan import published
 from lmjax.plan.collectives import by_kind
 from lmjax.plan.counts import PETAFLOP_DAY, flops_per_token, params, params_by_part, three_digits, work_per_token
-from lmjax.plan.devices import GIB
+from lmjax.plan.devices import GIB, name_of
 from lmjax.plan.memory import temporaries
 from lmjax.plan.planning import Plan
 from lmjax.plan.roofline import mfu
@@ -112,14 +112,15 @@ def time_lines(made: Plan, price: float | None) -> Iterator[str]:
         f"{device.bandwidth / 1e9:.4g} GB/s), wires {best.wires:.3g} s "
         f"(rings over {device.link / 1e9:.4g} GB/s a link)"
     )
-    whose = "rates measured on this machine just now" if made.topology.here and rate < 1e13 else "the makers' rates"
+    measured = name_of(device.kind) is None
+    whose = "rates measured on this machine just now" if measured else "the makers' rates"
     yield (
         f"  assumed: {whose}, all three at one time, nothing else; real steps take longer (MFU counts the whole square "
         "of attention, of which a causal kernel makes half)"
     )
     speed, seconds = made.tokens_per_second, experiment.steps * best.step
     hours = seconds / 3600 * made.topology.count
-    utilisation = "" if made.topology.here and rate < 1e13 else f", MFU {mfu(experiment, made.topology, best.step):.1%}"
+    utilisation = "" if measured else f", MFU {mfu(experiment, made.topology, best.step):.1%}"
     line = f"at best: {speed:,.0f} tokens/s{utilisation}, {_days(seconds)}, {hours:,.0f} device-hours"
     yield line + ("" if price is None else f", {hours * price:,.0f} at {price:g} an hour")
 

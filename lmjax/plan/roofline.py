@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lmjax.experiment import Experiment
 from lmjax.plan.collectives import Collective
 from lmjax.plan.compiled import Sizes
-from lmjax.plan.counts import flops_per_token, kept_activations, params, used_params, work_per_token
+from lmjax.plan.counts import expert_params, flops_per_token, kept_activations, params, params_by_part, work_per_token
 from lmjax.plan.devices import Device, Topology
 
 
@@ -40,28 +40,51 @@ def roofline(experiment: Experiment, topology: Topology, mesh, size: Sizes, foun
     return Roofline(
         compute=tokens * flops / peak,
         memory=memory_traffic(experiment, mesh, size) / device.bandwidth,
-        wires=sum(times * one.wire / link_rate(topology, one.group) for one, times in found.items()),
+        wires=sum(times * one.wire / link_rate(topology, one) for one, times in found.items()),
     )
 
 
 def counted_collectives(experiment: Experiment, mesh) -> dict[Collective, int]:
     """What must go between devices by the split alone, where no compiler says: weights gathered and gradients
-    scattered over fsdp (ZeRO-3), gradients summed over data, activations over tensor (Megatron-LM), in every
-    microbatch."""
+    scattered over fsdp (ZeRO-3), gradients summed over data, activations over tensor (Megatron-LM), keys and values
+    gathered over sequence, tokens of experts gathered and their sums scattered over expert, in every microbatch."""
     cfg, sizes = experiment.model, dict(mesh.shape)
     number = 2 if cfg.dtype == "bfloat16" else 4
-    fsdp, data, tensor = sizes["fsdp"] * sizes["sequence"], sizes["data"], sizes["tensor"]
-    weights = params(cfg) * number / tensor / sizes["expert"]
+    experts = expert_params(cfg)
+    shared, own = (n * number / sizes["tensor"] for n in (params(cfg) - experts, experts / sizes["expert"]))
     again = cfg.remat not in ("nothing", "products")
-    rows = experiment.microbatch_size / data / sizes["fsdp"] / sizes["expert"]
-    row = cfg.context / sizes["sequence"] * cfg.width * number
+    rows = experiment.microbatch_size / sizes["data"] / sizes["fsdp"] / sizes["expert"]
+    place = rows * cfg.context / sizes["sequence"] * number
+    keys = 2 * place * sizes["sequence"] * cfg.n_kv_heads * cfg.head_width / sizes["tensor"]
+    sent = place * cfg.width * sizes["expert"]
+    fsdp = sizes["fsdp"] * sizes["sequence"]
     wanted = [
-        (Collective("all-gather", weights, fsdp), 2 + again),
-        (Collective("reduce-scatter", weights, fsdp), 1),
-        (Collective("all-reduce", weights / fsdp, data), 1),
-        (Collective("all-reduce", rows * row, tensor), cfg.layers * (4 + 2 * again)),
+        ("all-gather", shared + own, ("fsdp", "sequence"), 2 + again),
+        ("reduce-scatter", shared + own, ("fsdp", "sequence"), 1),
+        ("all-reduce", (shared + own) / fsdp, ("data",), 1),
+        ("all-reduce", place * cfg.width, ("tensor",), cfg.layers * (4 + 2 * again)),
+        ("all-gather", keys, ("sequence",), cfg.layers * (1 + again)),
+        ("reduce-scatter", keys, ("sequence",), cfg.layers),
+        ("all-reduce", shared / fsdp, ("expert",), 1),
     ]
-    return {one: times * experiment.microbatches for one, times in wanted if one.group > 1}
+    if experts:
+        wanted += [(kind, sent, ("expert",), cfg.layers * (2 + again)) for kind in ("all-gather", "reduce-scatter")]
+    found: dict[Collective, int] = {}
+    for kind, size, axes, times in wanted:
+        group = math.prod(sizes[axis] for axis in axes)
+        if group > 1:
+            found[Collective(kind, size, group, reach(sizes, axes))] = times * experiment.microbatches
+    return found
+
+
+def reach(sizes: dict[str, int], axes: tuple[str, ...]) -> int:
+    """Over how many devices, as they are numbered, a group along these axes of the mesh spreads: the last axis has
+    neighbours."""
+    names, spread = list(sizes), 1
+    for axis in axes:
+        inner = math.prod(sizes[name] for name in names[names.index(axis) + 1 :])
+        spread += (sizes[axis] - 1) * inner
+    return spread
 
 
 def memory_traffic(experiment: Experiment, mesh, size: Sizes) -> float:
@@ -69,18 +92,21 @@ def memory_traffic(experiment: Experiment, mesh, size: Sizes) -> float:
     and their gradients added up, and the kept activations, written and read; once a step all of the state."""
     cfg = experiment.model
     number = 2 if cfg.dtype == "bfloat16" else 4
-    weights = used_params(cfg) / mesh.shape["tensor"] / mesh.shape["expert"]
+    # a microbatch has tokens for every expert
+    experts, looked_up = expert_params(cfg), params_by_part(cfg).get("positions", 0)
+    weights = (params(cfg) - looked_up - experts + experts / mesh.shape["expert"]) / mesh.shape["tensor"]
     kept = kept_activations(experiment) / math.prod(mesh.shape.values())
     a_microbatch = 3 * number * weights + 8 * size.params / 4 + 2 * kept
     return experiment.microbatches * a_microbatch + 2 * (size.params + size.optimizer) + size.params
 
 
-def link_rate(topology: Topology, group: int) -> float:
-    """Bytes/s that a device sends to a group of that size: over as many of the torus's dimensions as hold the group,
-    both ways round; among GPUs over NVLink within a node, over the network beyond it."""
+def link_rate(topology: Topology, one: Collective) -> float:
+    """Bytes/s that a device sends in it: over as many of the torus's dimensions as hold the group, both ways round; among
+    GPUs over NVLink within a node, over the network beyond it."""
     device: Device = topology.device
+    group = one.group
     if device.node is not None:
-        return device.link if group <= device.node else device.beyond
+        return device.link if max(group, one.reach) <= device.node else device.beyond
     held, dimensions = 1, 0
     for side in sorted(topology.shape, reverse=True):
         if held >= group:

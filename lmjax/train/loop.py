@@ -17,7 +17,7 @@ from lmjax.experiment import Experiment
 from lmjax.generate.text import sample
 from lmjax.loaded import read_texts
 from lmjax.places import Place
-from lmjax.run_directory import RunDirectory, environment, versions
+from lmjax.run_directory import RunDirectory, commit, environment, versions
 from lmjax.sharding import local_rows, place_batch
 from lmjax.train import state as train_state
 from lmjax.train.predict import graded, predict, telling_what_helps
@@ -38,7 +38,8 @@ class Stopped(Exception):
 def train(experiment: Experiment, run_path: Place, *, accept_changes: bool = False) -> None:
     """Begin or go on with the run in `run_path`. Raises UserError, and Stopped after SIGTERM or Ctrl-C."""
     screen = Screen(experiment.steps)
-    hosts.check_equal("experiment", differing(experiment))
+    if hosts.count() > 1:
+        hosts.check_equal("experiment", differing(experiment))
     with RunDirectory(run_path) as run:
         prepared, changes = begin_together(experiment, run, accept_changes)
         experiment = prepared.experiment
@@ -57,6 +58,7 @@ def train(experiment: Experiment, run_path: Place, *, accept_changes: bool = Fal
 def differing(experiment: Experiment) -> dict[str, str]:
     """All that must be the same in every process, by name."""
     code = {f"the version of {name}": str(number) for name, number in versions().items()}
+    code["the commit of the code"] = str(commit())
     return code | configs.flat(configs.to_tree(experiment))
 
 
@@ -74,7 +76,12 @@ def begin_together(experiment: Experiment, run: RunDirectory, accept_changes: bo
         hosts.check_shared(run.path)
     begun = begin(None) if hosts.first() else None
     known = hosts.by_first("data", lambda: begun[0].data["fingerprints"], hosts.READY_LIMIT)
-    return begun or begin(known)
+    if begun is None:
+        hosts.wait_until(lambda: run.exists, f"{run.path}: what process 0 has written")
+        begun = begin(known)
+    # nobody waits on a device, where waiting has a limit, for one that makes its token store
+    hosts.gather("begun", True, hosts.READY_LIMIT)
+    return begun
 
 
 def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, screen: Screen) -> None:
@@ -86,6 +93,8 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, screen: 
     best = hosts.by_first("best", lambda: checkpoint.best_loss(run.checkpoints))
     here = local_rows(mesh, experiment.batch_size)
     place = partial(place_batch, mesh=mesh, rows=experiment.batch_size)
+    # nor for one that has to compile
+    hosts.gather("compiled", True, hosts.READY_LIMIT)
     with (
         StopSignals() as stop,
         Checkpoints(run.checkpoints, experiment.keep_checkpoints, run.upload) as checkpoints,
@@ -201,6 +210,8 @@ class StopSignals:
         self.several = hosts.count() > 1
 
     def __enter__(self):
+        if self.several:
+            hosts.preemption_begins()
         noted = (signal.SIGINT,) if self.several else (signal.SIGTERM, signal.SIGINT)
         self._before = {s: signal.signal(s, self._note) for s in noted}
         return self

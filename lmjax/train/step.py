@@ -112,6 +112,7 @@ def check_split(experiment, mesh, *, here: bool = True) -> None:
     parts = mesh.shape["sequence"]
     if length % parts:
         raise UserError(f"model.context {length} cannot be split {parts} ways (mesh.sequence)")
+    quantised.check_package(experiment.model.products)
     if here:
         kernel(experiment, mesh)
         check_host_memory(experiment, mesh)

@@ -20,7 +20,7 @@ GPT3_FILES = ["125m", "350m", "760m", "1_3b", "2_7b", "6_7b", "13b", "175b"]
 
 
 def test_flops_per_token_equal_nanogpts_notebook():
-    """transformer_sizing.ipynb: 854,553,600 a token for GPT-2 124M without biases' position table."""
+    """transformer_sizing.ipynb: 854,553,600 a token for GPT-2 124M without biases, its position table not counted."""
     cfg = zoo.nanogpt(vocab=50_257)
     assert counts.used_params(cfg) == 123_551_232
     assert flops_per_token(cfg) == 854_553_600

@@ -14,7 +14,7 @@ GPT3 = str(tiny.ROOT / "experiments/gpt3_175b.py")
     ("words", "message"),
     [
         (["--topology", "v9z:2x2"], "--topology v9z:2x2: expected here, or KIND:SHAPE with KIND one of v5e, v5p, v6e"),
-        (["--topology", "v5p:8x8"], "--topology v5p:8x8: a v5p has 3 dimension(s), as v5p:4x4x4"),
+        (["--topology", "v5p:8x8"], "--topology v5p:8x8: expected 3 number(s), as v5p:4x4x4"),
         (
             ["--topology", "h100:36", "--mesh.data=1", "--mesh.fsdp=1", "--mesh.tensor=36"],
             "mesh: kv_heads of size 96 cannot be split 36 ways (tensor); 32 or 48 ways would do",

@@ -128,8 +128,10 @@ def test_planning_knows_the_vocabulary_without_files():
     ("name", "message"),
     [
         ("v9:2x2", "expected here, or KIND:SHAPE"),
-        ("v5p:2x2", "has 3 dimension"),
-        ("h100:0", "1 dimension"),
+        ("v5p:2x2", "expected 3 number"),
+        ("v5e:32x16", "from 1 to 16x16"),
+        ("v5e:0x4", "from 1 to 16x16"),
+        ("h100:0", "expected from 1 to"),
         ("v5e", "expected here"),
     ],
 )
