@@ -121,8 +121,8 @@ def devices_of(topology: Topology) -> list:
 
 
 def of_this_machine() -> Topology:
-    """The devices at hand, with their maker's rates and the memory that JAX has of them; where they are not in the table,
-    with rates measured now."""
+    """The devices at hand, with their maker's rates and the memory that JAX has of them; where they are not in the
+    table, with rates measured now."""
     devices, own = jax.devices(), jax.local_devices()
     name = name_of(devices[0].device_kind)
     if name:

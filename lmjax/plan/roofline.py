@@ -101,8 +101,8 @@ def memory_traffic(experiment: Experiment, mesh, size: Sizes) -> float:
 
 
 def link_rate(topology: Topology, one: Collective) -> float:
-    """Bytes/s that a device sends in it: over as many of the torus's dimensions as hold the group, both ways round; among
-    GPUs over NVLink within a node, over the network beyond it."""
+    """Bytes/s that a device sends in it: over as many of the torus's dimensions as hold the group, both ways round;
+    among GPUs over NVLink within a node, over the network beyond it."""
     device: Device = topology.device
     group = one.group
     if device.node is not None:
