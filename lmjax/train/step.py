@@ -112,11 +112,11 @@ def check_split(experiment, mesh, *, here: bool = True) -> None:
     parts = mesh.shape["sequence"]
     if length % parts:
         raise UserError(f"model.context {length} cannot be split {parts} ways (mesh.sequence)")
-    quantised.check_package(experiment.model.products)
     if here:
         kernel(experiment, mesh)
         check_host_memory(experiment, mesh)
         quantised.check(experiment.model.products, mesh.devices.flat[0])
+    quantised.check_package(experiment.model.products)
     # the vocabulary may not be known yet, and need not divide
     train_state.param_shardings(replace(experiment.model, vocab=experiment.model.vocab or 1), mesh)
 

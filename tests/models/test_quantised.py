@@ -31,14 +31,19 @@ def test_who_has_products_of_8_bits(device):
     assert quantised.obstacle("plain", described) is None
 
 
-def test_without_the_extra_it_is_one_line(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def test_a_device_without_such_products_is_one_line():
     device = SimpleNamespace(platform="cpu", device_kind="cpu")
     quantised.check("plain", device)
-    with pytest.raises(UserError, match=r"model.products=int8 needs qwix.*\[quantized\]"):
-        quantised.check("int8", device)
+    quantised.check("int8", device)
     with pytest.raises(UserError, match="model.products=fp8: cpu has no matrix products of fp8"):
         quantised.check("fp8", device)
+
+
+def test_without_the_extra_it_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    quantised.check_package("plain")
+    with pytest.raises(UserError, match=r"model.products=int8 needs qwix.*\[quantized\]"):
+        quantised.check_package("int8")
 
 
 def test_experts_have_plain_products_only():
