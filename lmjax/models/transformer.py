@@ -51,14 +51,14 @@ class Transformer(nn.Module):
     def embed(self, tokens_BT, positions_BT, segments_BT) -> tuple[jax.Array, Seen]:
         """The residual stream before the first block, and what all blocks know."""
         cfg = self.cfg
-        # the table is gathered over "fsdp" before it is read: the compiler would move the activations instead
+        # a table is gathered over "fsdp" before it is read: the compiler would move the activations instead;
         # and cast after it is read, so that the gradients of a frequent token are summed in float32
         x_BTD = constrain(self.embedding, "vocab", None)[tokens_BT].astype(cfg.dtype)
         if cfg.scaled_embedding:
             x_BTD = x_BTD * jnp.asarray(cfg.width**0.5, cfg.dtype)
         match cfg.positions:
             case pos.Learned():
-                x_BTD = x_BTD + self.position_table[positions_BT].astype(cfg.dtype)
+                x_BTD = x_BTD + constrain(self.position_table, None, None)[positions_BT].astype(cfg.dtype)
             case pos.Sinusoidal():
                 x_BTD = x_BTD + pos.sinusoid(positions_BT, cfg.width).astype(cfg.dtype)
         # once for each kind of layer, not for each layer
