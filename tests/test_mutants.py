@@ -55,7 +55,7 @@ MUTANTS = {
     "the data position not restored": (
         "lmjax/train/loop.py", "prepared.batches.ahead(done + 1, steps,",
         "((n + done, b) for n, b in prepared.batches.ahead(1, steps - done,",
-        "tests/train/test_resume.py::test_interrupted_equals_uninterrupted[muon]",
+        "tests/train/test_resume.py::test_a_damaged_checkpoint_is_passed_over_loudly_and_the_run_is_the_same",
     ),
     "a clamped key-value cache": (
         "lmjax/generate/decode.py", "jnp.where(done_B, S, lengths_B + index)", "jnp.where(done_B, S, lengths_B + index - 1)",

@@ -17,7 +17,9 @@ from lmjax.optim import AdamW, Cosine
 from lmjax.tokenizers import Bytes
 
 ROOT = Path(__file__).parents[1]
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 WORDS = [
     "the",

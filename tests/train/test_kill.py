@@ -50,7 +50,7 @@ def test_killed_and_restarted_until_finished(tmp_path):
             stderr=subprocess.PIPE,
         ) as process:
             while process.poll() is None and lines(killed) < goal:
-                time.sleep(0.001)
+                time.sleep(0.005)
             finished = process.poll() is not None
             if finished:
                 assert process.returncode == 0, process.stderr.read().decode()
