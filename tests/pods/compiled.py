@@ -16,6 +16,7 @@ from lmjax.models.positions import Rotary
 from lmjax.plan.devices import topology_of
 from lmjax.plan.memory import temporaries
 from lmjax.plan.planning import plan
+from lmjax.planning_verb import want_no_accelerator
 from lmjax.sharding import Mesh
 from lmjax.tokenizers import Bytes
 
@@ -45,6 +46,7 @@ EXPERIMENTS = {
 
 
 def main(folder: Path, names: list[str]):
+    want_no_accelerator()
     figures = {}
     for name in names or EXPERIMENTS:
         made = plan(EXPERIMENTS[name], topology_of("v5p:2x2x1"))

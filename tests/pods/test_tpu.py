@@ -34,18 +34,6 @@ def test_a_step_compiles_with_the_kernel_for_tpu(tmp_path):
     assert figures["kernel"] == "Splash"
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_helps():
-    done = plan(
-        "--config", "experiments/gpt3_125m.py", "--topology", "v5e:2x2", "--mesh.data=4", "--mesh.fsdp=1",
-        "--batch_size=512", "--microbatches=1", "--model.remat=nothing", "--model.layers=2",
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "too much" in done.stdout
-    assert "--microbatches=" in done.stdout
-    first = done.stdout.split("the best first:\n")[1].splitlines()[0]
-    assert ", fits," in first
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
