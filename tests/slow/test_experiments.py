@@ -1,6 +1,7 @@
 """What takes minutes (extra [plan]): `python -m pytest -s -o addopts= tests/slow`. With -s the rows of README's table of
 plans are printed, as benchmarks/plans.py has them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,13 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps():
 
 def test_search_finds_the_largest_batch_that_fits():
     done = plan(
-        "--config", "experiments/gpt3_125m.py", "--topology", "v5e:2x2", "--mesh.data=4", "--mesh.fsdp=1",
-        "--microbatches=1", "--model.remat=nothing", "--model.layers=1", "--search",
+        "--config", "experiments/gpt3_350m.py", "--topology", "v5e:2x2", "--mesh.data=4", "--mesh.fsdp=1",
+        "--batch_size=4", "--microbatches=1", "--model.remat=nothing", "--search",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     print("\n" + done.stdout)
-    assert "does not fit" in done.stdout
+    *tried, best = done.stdout.split("the largest batch that fits, by compiling:\n")[1].splitlines()
+    fits = {int(re.search(r"batch_size ([\d,]+)", line)[1].replace(",", "")): ", fits" in line for line in tried}
+    largest = max(size for size in fits if fits[size])
+    assert fits[largest + 4] is False
+    assert best.startswith(f"--batch_size={largest}: ")
