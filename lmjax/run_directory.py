@@ -60,7 +60,7 @@ class RunDirectory:
 
     def check_place(self) -> None:
         """Raise UserError early where a run could not begin here."""
-        if self.path.exists() and not self.path.is_dir():
+        if self.path.is_file():  # one question: at a URL another process's mark makes a folder come and go
             raise UserError(f"--run {path_text(self.path)}: expected a directory")
         if self.path.is_dir() and not self.exists and any(e.name not in BEGUN for e in self.path.iterdir()):
             raise UserError(f"--run {path_text(self.path)}: not empty, and not a run directory")

@@ -298,6 +298,24 @@ def test_where_a_run_cannot_begin(bucket, text_file):
         loop.train(exp, place(bucket))
 
 
+def test_a_folder_that_comes_and_goes_with_another_process_s_mark_is_no_file(url, monkeypatch):
+    """The mark is there for every other question, as it may be for one process while another writes and removes it."""
+    look, asked = Remote._info, []
+
+    def flickering(self):
+        if str(self) != url:
+            return look(self)
+        asked.append(self)
+        return {"type": "directory", "size": 0} if len(asked) % 2 else None
+
+    monkeypatch.setattr(Remote, "_info", flickering)
+    run = RunDirectory(url)
+    for _ in range(2):
+        asked.append("one question later")
+        run.check_place()
+    assert len(asked) > 2
+
+
 def test_directories_of_killed_processes_are_removed(tmp_path, monkeypatch):
     import subprocess
     import sys
