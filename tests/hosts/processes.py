@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests import tiny
 
+STEPS = 12
 EXPERIMENT = """
 from dataclasses import replace
 from lmjax.sharding import Mesh
@@ -85,6 +86,13 @@ def ended(processes: list[subprocess.Popen], limit: float = 120) -> list[Done]:
 def ours(out: str) -> str:
     """Without what XLA's collectives for CPU write to stdout."""
     return "".join(line for line in out.splitlines(keepends=True) if "peer ranks" not in line)
+
+
+def one_line(done: Done, *parts: str):
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith("error: ")
+    for part in parts:
+        assert part in done.err
 
 
 def alone(config: Path, run: Path, *words: str) -> Done:

@@ -1,6 +1,5 @@
 """Two processes of four simulated devices each, on 127.0.0.1: `python -m pytest -o addopts= tests/hosts`."""
 
-import json
 import signal
 import time
 
@@ -10,34 +9,17 @@ import pytest
 
 from lmjax import checkpoint
 from lmjax.loaded import load_run
-from tests import tiny
 from tests.hosts.processes import (
-    EXPERIMENT,
-    Done,
+    STEPS,
     alone,
     ended,
     figures,
-    free_port,
     metrics,
+    one_line,
     start,
     start_two,
     wait_for_step,
 )
-
-STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hosts")
-    (folder / "text.txt").write_text(tiny.text(20_000))
-    (folder / "experiment.py").write_text(EXPERIMENT.format(text=str(folder / "text.txt"), steps=STEPS))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(folder):
-    return folder / "experiment.py"
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +51,6 @@ def same_bits(a, b):
         assert np.array_equal(x, y)
 
 
-def one_line(done: Done, *parts: str):
-    assert done.err.count("\n") == 1, done.err
-    assert done.err.startswith("error: ")
-    for part in parts:
-        assert part in done.err
-
-
 def test_two_processes_compute_what_one_does(one, two):
     run, done = two
     same_losses(one, run, rel=1e-6)
@@ -84,28 +59,6 @@ def test_two_processes_compute_what_one_does(one, two):
     assert "mesh data 2 x fsdp 2 x tensor 2" in done[0].out
     assert done[1].out == ""
     assert [d.err for d in done] == ["", ""]
-
-
-@pytest.mark.parametrize(
-    ("mesh", "each"),
-    [
-        ({"data": 8}, 4),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, 4),
-        ({"data": 1, "tensor": 8}, 8),
-        ({"data": 1, "fsdp": 2, "sequence": 4}, 4),
-    ],
-    ids=["data", "mixed", "tensor", "sequence"],
-)
-def test_each_process_reads_only_the_rows_that_its_devices_hold(mesh, each):
-    place = f"127.0.0.1:{free_port()}"
-    words = [[place, str(i), json.dumps(mesh)] for i in range(2)]
-    done = ended([start(w, devices=4, program=["-m", "tests.hosts.rows"]) for w in words])
-    assert [d.code for d in done] == [0, 0], [d.err for d in done]
-    told = [json.loads(d.out.split("RESULT")[1]) for d in done]
-    assert sorted({row for t in told for row in t["rows"]}) == list(range(8))
-    for t in told:
-        assert len(t["rows"]) == each
-        assert t["read"] == each * 17
 
 
 def test_a_checkpoint_is_written_once_and_is_whole(two):
@@ -201,45 +154,3 @@ def test_training_starts_from_a_trained_model_on_both(folder, config, two):
         assert done.code == 0, done.err
         same_losses(folder / f"one_from_{name}", folder / f"two_from_{name}", rel=1e-6)
         assert metrics(folder / f"two_from_{name}")[0]["loss"] < metrics(two[0])[0]["loss"] - 1
-
-
-def test_what_differs_between_processes_is_named(folder, config):
-    run = folder / "differing"
-    done = ended(start_two(config, run, apart={1: ["--optimizer.b2=0.9"]}))
-    assert [d.code for d in done] == [2, 2]
-    for d in done:
-        one_line(d, "optimizer.b2 is 0.95 on process 0 and 0.9 on process 1")
-    assert not run.exists()
-
-
-def test_a_directory_that_is_not_shared_is_an_error_at_the_start(folder, config):
-    runs = folder / "here", folder / "there"
-    # the last --run counts
-    done = ended(start_two(config, runs[0], apart={1: ["--run", str(runs[1])]}))
-    assert [d.code for d in done] == [2, 2]
-    for d in done:
-        one_line(d, "process 1 does not see what process 0 writes there; expected a directory that all hosts share")
-    assert not runs[0].exists()
-    assert not runs[1].exists()
-
-
-def test_a_fault_of_one_ends_the_other_with_its_reason(folder, config):
-    """The second one's cache cannot be written."""
-    blocked = folder / "blocked"
-    blocked.write_text("a file where a directory should be")
-    done = ended(start_two(config, folder / "faulty", environments={1: {"LMJAX_CACHE": str(blocked)}}), limit=60)
-    assert [d.code for d in done] == [2, 2]
-    one_line(done[1], str(blocked))
-    one_line(done[0], "process 1 ended: ", str(blocked))
-
-
-@pytest.mark.parametrize("process", ["0", "1"])
-def test_a_process_that_waits_in_vain_says_so(folder, config, process):
-    place = f"127.0.0.1:{free_port()}"
-    words = ["--config", str(config), "--run", str(folder / "lonely"), "--coordinator", place]
-    (done,) = ended(
-        [start([*words, "--processes", "2", "--process", process, "--join-timeout", "5"], devices=4)], limit=60
-    )
-    assert done.code == 2
-    one_line(done, f"not all processes came to {place} within 5 s")
-    assert not (folder / "lonely").exists()

@@ -17,9 +17,8 @@ from lmjax import checkpoint
 from lmjax.loaded import load_run
 from lmjax.places import place
 from tests import tiny
-from tests.hosts.processes import EXPERIMENT, alone, ended, figures, free_port, metrics, start, start_two
+from tests.hosts.processes import EXPERIMENT, STEPS, alone, ended, figures, free_port, metrics, start, start_two
 
-STEPS = 12
 RUNS = "gs://bucket/runs"
 
 
