@@ -36,8 +36,8 @@ def _read(c: ConfigJson, context: int, offset: int, types: int, head: Activation
 def _write(cfg: ModelConfig, offset: int) -> dict:
     return {
         "num_hidden_layers": cfg.layers, "hidden_size": cfg.width, "num_attention_heads": cfg.heads,
-        "max_position_embeddings": cfg.context + offset, "type_vocab_size": cfg.token_types, "vocab_size": cfg.vocab,
-        "layer_norm_eps": getattr(cfg.norm, "epsilon", None), "intermediate_size": cfg.hidden,
+        "max_position_embeddings": cfg.context + offset, "type_vocab_size": max(1, cfg.token_types),
+        "vocab_size": cfg.vocab, "layer_norm_eps": getattr(cfg.norm, "epsilon", None), "intermediate_size": cfg.hidden,
         "hidden_act": THEIR_ACTIVATIONS[cfg.feedforward.activation], "tie_word_embeddings": cfg.tied,
         "initializer_range": cfg.init_std, "hidden_dropout_prob": cfg.dropout,
         "attention_probs_dropout_prob": cfg.dropout, "position_embedding_type": "absolute",

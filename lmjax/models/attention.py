@@ -59,7 +59,8 @@ Kernel = Auto | Reference | Blocks | CudnnFlash | Splash
 @dataclass(frozen=True, kw_only=True)
 class Need:
     """What a call of attention asks of a kernel. platform: see the function of that name. segments: whether documents
-    are kept apart. dropout: on the attention weights. cap: on the scores. parts: into how many a row is split."""
+    are kept apart. dropout: on the attention weights. cap: on the scores. parts: into how many a row is split. causal:
+    see above."""
 
     platform: str
     dtype: str
@@ -69,6 +70,7 @@ class Need:
     dropout: bool
     cap: bool
     parts: int = 1
+    causal: bool = True
 
 
 def platform() -> str:
@@ -94,6 +96,7 @@ def need_of(cfg: "ModelConfig", *, apart: bool) -> Need:
         dropout=cfg.dropout > 0,
         cap=cfg.score_cap is not None,
         parts=sharding.ways("length"),
+        causal=cfg.causal,
     )
 
 
@@ -116,6 +119,8 @@ def obstacle(kernel: Kernel, need: Need) -> str | None:
         case Splash():
             if need.platform != "tpu":
                 return f"it needs a TPU, this is {need.platform}"
+            if not need.causal:
+                return "it is causal here"
             if need.length % (128 * need.parts):
                 each = f" on each of {need.parts} devices" if need.parts > 1 else ""
                 return f"it wants a length in multiples of 128{each}, not {need.length}"
@@ -167,6 +172,7 @@ def attend(
     need = Need(
         platform=platform(), dtype=str(q_BTNH.dtype), length=T, head_width=H,
         segments=segments_BT is not None, dropout=key is not None and rate > 0, cap=cap is not None, parts=parts,
+        causal=causal,
     )  # fmt: skip
     kernel, _ = choose(kernel, need)
     q_BTNH = q_BTNH * (H**-0.5 if scale is None else scale)
@@ -177,7 +183,7 @@ def attend(
                 q_BTNH, k_BTKH, v_BTKH, scale=1.0, is_causal=causal, local_window_size=near, implementation="cudnn"
             )
         case Splash():
-            return splash.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap, window, causal)
+            return splash.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap, window)
         case Blocks() if parts > 1:
             return _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel.size, cap, window, parts, causal)
     size = kernel.size if isinstance(kernel, Blocks) else T

@@ -27,15 +27,13 @@ def key_block(length: int, parts: int) -> int:
     return next(n for n in range(wanted // size * size, 0, -size) if length % n == 0)
 
 
-def attend(
-    q_BTNH, k_BTKH, v_BTKH, segments_BT, cap: float | None, window: int | None, causal: bool = True
-) -> jax.Array:
+def attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap: float | None, window: int | None) -> jax.Array:
     """As `attention.attend`, for queries that are scaled already. A Pallas kernel is opaque to the compiler, so the
     split is made by hand: rows and heads apart, and where "sequence" splits the rows, all keys to each device."""
     mesh = jax.sharding.get_abstract_mesh()
     length, parts = q_BTNH.shape[1], ways("length")
     local_heads = q_BTNH.shape[2] // ways("heads")
-    kernel = _kernel(length, local_heads, parts, cap, window, causal)
+    kernel = _kernel(length, local_heads, parts, cap, window)
     if segments_BT is None:
         segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
 
@@ -61,13 +59,13 @@ def attend(
     )(kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT)
 
 
-def _kernel(length: int, heads: int, parts: int, cap: float | None, window: int | None, causal: bool):
+def _kernel(length: int, heads: int, parts: int, cap: float | None, window: int | None):
     """The kernel for one device's heads, whose masks are split in `parts` along the queries."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
     shape, size = (length, length), block_size(length // parts)
-    seen = splash_mask.CausalMask(shape, shard_count=parts) if causal else splash_mask.FullMask(shape)
+    seen = splash_mask.CausalMask(shape, shard_count=parts)
     if window is not None:
         seen = splash_mask.LocalMask(shape, (window - 1, 0), 0, shard_count=parts)
     sizes = splash.BlockSizes(
