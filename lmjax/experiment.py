@@ -92,6 +92,10 @@ class Experiment:
             raise ValueError(f"name is {self.name!r}; expected a name for a directory, without slashes")
         if self.batch_size % self.microbatches:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of microbatches {self.microbatches}")
+        if not self.model.causal:
+            raise ValueError(
+                "model.causal is False: a token that sees those after it need not be predicted from before"
+            )
         check(self.optimizer)
         chunk = self.task.loss_chunk
         if isinstance(chunk, int) and chunk < self.model.context and self.model.context % chunk:

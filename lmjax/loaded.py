@@ -46,6 +46,10 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
     if step is not None:
         raise UserError(f"--step {step}: {path_text(where)} is not a run and has no steps")
     found = open_checkpoint(where)
+    if not found.cfg.causal:
+        raise UserError(
+            f"{path_text(where)}: {found.family.model_type} is an encoder; expected a model of the next token"
+        )
     tokenizer = of_directory(where)
     if tokenizer is not None and tokenizer.vocab_size > found.cfg.vocab:
         raise UserError(

@@ -11,8 +11,8 @@ from lmjax.data.sources import TextFiles
 from lmjax.experiment import DataConfig, Experiment
 from lmjax.models.config import ModelConfig, Span
 from lmjax.models.feedforward import Dense, Experts, Gated
-from lmjax.models.norms import RMSNorm
-from lmjax.models.positions import Rotary, Stretched
+from lmjax.models.norms import LayerNorm, RMSNorm
+from lmjax.models.positions import Learned, Rotary, Stretched
 from lmjax.optim import AdamW, Cosine
 from lmjax.tokenizers import Bytes
 
@@ -93,6 +93,16 @@ def mixtral(**changes) -> ModelConfig:
     cfg = ModelConfig(
         layers=2, width=32, heads=4, kv_heads=2, context=32, vocab=97, init_std=0.2, positions=Rotary(), norm=RMSNorm(),
         feedforward=Experts(count=5, chosen=2, width=24), bias=False, tied=False, pattern=(Span(window=9),),
+    )  # fmt: skip
+    return replace(cfg, **changes)
+
+
+def bert(**changes) -> ModelConfig:
+    """An encoder: norms behind, two types of tokens, both heads."""
+    cfg = ModelConfig(
+        layers=2, width=32, heads=4, context=32, vocab=97, init_std=0.2, feedforward=Dense(width=48, activation="gelu"),
+        positions=Learned(offset=2), norm=LayerNorm(epsilon=1e-3), causal=False, norm_first=False, embedding_norm=True,
+        token_types=2, masked_head="gelu", pooler=True,
     )  # fmt: skip
     return replace(cfg, **changes)
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from lmjax import configs
 from lmjax.errors import UserError
+from lmjax.interop.bert import BERT, ROBERTA
 from lmjax.interop.config_json import ConfigJson
 from lmjax.interop.family import Family, normal
 from lmjax.interop.gemma import GEMMA2, GEMMA3
@@ -11,9 +12,10 @@ from lmjax.interop.gpt2 import GPT2, GPT_NEOX
 from lmjax.interop.llama import LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3
 from lmjax.models.config import ModelConfig
 
-FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
+FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, BERT, ROBERTA)
 BY_TYPE = {family.model_type: family for family in FAMILIES} | {"gemma3": GEMMA3}
 BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES} | {"GPT2Model": GPT2}
+BY_ARCHITECTURE |= {family.bare: family for family in FAMILIES if family.bare} | {"BertForPreTraining": BERT}
 
 
 def family_of(config: ConfigJson) -> Family:
@@ -35,6 +37,7 @@ def family_for(cfg: ModelConfig) -> tuple[Family, ModelConfig]:
     for family in FAMILIES:
         wanted = family.widened(cfg)
         said = family.read(ConfigJson(f"a {family.model_type} config.json", family.write(wanted)))
+        said = family.with_parts(said, lambda part, _, wanted=wanted: bool(getattr(wanted, part)))
         lines = configs.differences(configs.to_tree(normal(wanted)), configs.to_tree(normal(said)))
         if not lines:
             return family, replace(wanted, init_std=cfg.init_std)

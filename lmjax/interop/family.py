@@ -18,12 +18,15 @@ BUFFERS = r"(^|\.)(attn|attention)\.(bias|masked_bias)$|(^|\.)rotary_emb\.inv_fr
 
 @dataclass(frozen=True)
 class Family:
-    """model_type, architecture: config.json's. read: its fields as a ModelConfig; raises UserError. write: the fields
-    that describe a ModelConfig as well as the family can. entries: the tensors; without `prefix`, which transformers
-    puts before all names but the head's. prefixes: all that has ever stood there. ignored: names of buffers, and of
-    parts that are no language model. widened: the model that is written where it is not the given one but
-    computes the same, such as one with zeros for biases. stands_in: for a parameter of the widened model that the
-    given one has not, the one that is written in its place; a bias without one is zero."""
+    """model_type, architecture: config.json's. read: its fields as a ModelConfig; raises UserError. write: the
+    fields that describe a ModelConfig as well as the family can. entries: the tensors; without `prefix`, which
+    transformers puts before all names but the head's and those that begin as `heads` say. optional: for parts that
+    only some files have, by their fields of ModelConfig, a tensor that shows them. bare: the architecture of a
+    model that has no head. renamed: ends of names as they were, and as they are. prefixes: all that has ever stood
+    there. ignored: names of buffers, and of parts that are no language model. widened: the model that is written
+    where it is not the given one but computes the same, such as one with zeros for biases. stands_in: for a
+    parameter of the widened model that the given one has not, the one that is written in its place; a bias without
+    one is zero."""
 
     model_type: str
     architecture: str
@@ -33,6 +36,10 @@ class Family:
     entries: Callable[[ModelConfig], list[Entry]]
     embedding: str
     head: str = "lm_head.weight"
+    heads: tuple[str, ...] = ()
+    optional: dict[str, str] = field(default_factory=dict)
+    bare: str | None = None
+    renamed: dict[str, str] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
     ignored: str = BUFFERS
     widened: Callable[[ModelConfig], ModelConfig] = lambda cfg: cfg
@@ -43,11 +50,23 @@ class Family:
         stripped = name
         while prefix := next((p for p in (self.prefix, *self.prefixes) if p and stripped.startswith(p)), None):
             stripped = stripped.removeprefix(prefix)
+        for old, new in self.renamed.items():
+            stripped = stripped.removesuffix(old) + new if stripped.endswith(old) else stripped
         return None if re.search(self.ignored, stripped) else stripped
 
     def exported(self, name: str) -> str:
         """The name that transformers gives it."""
-        return name if name == self.head else self.prefix + name
+        return name if name.startswith((self.head, *self.heads)) else self.prefix + name
+
+    def architecture_of(self, cfg: ModelConfig) -> str:
+        """What config.json calls a model that is written."""
+        return self.bare if self.bare is not None and not cfg.masked_head else self.architecture
+
+    def with_parts(self, cfg: ModelConfig, has: Callable[[str, str], bool]) -> ModelConfig:
+        """cfg, which has all optional parts, without those for which `has(field, tensor)` is False."""
+        return replace(
+            cfg, **{name: getattr(_BARE, name) for name, tensor in self.optional.items() if not has(name, tensor)}
+        )
 
     def all_entries(self, cfg: ModelConfig) -> list[Entry]:
         """With the output's matrix, where it is not the embedding."""

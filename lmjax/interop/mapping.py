@@ -65,7 +65,8 @@ def sizes(cfg: ModelConfig, vocab: int) -> Sizes:
     """vocab: of the checkpoint, which may be smaller than cfg.vocab."""
     lengths = {
         "V": vocab, "D": cfg.width, "N": cfg.heads, "K": cfg.n_kv_heads, "H": cfg.head_width, "F": cfg.hidden,
-        "T": cfg.context, "G": cfg.heads // cfg.n_kv_heads,
+        "T": cfg.context, "G": cfg.heads // cfg.n_kv_heads, "O": cfg.width, "I": cfg.token_types,
+        "P": cfg.context + getattr(cfg.positions, "offset", 0),
     }  # fmt: skip
     if isinstance(cfg.feedforward, Experts):
         lengths["E"] = cfg.feedforward.count

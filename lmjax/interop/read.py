@@ -58,6 +58,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         raise UserError(f"{config.where}: {cfg.layers} layers; expected at most {LAYERS_LIMIT}")
     notes = ["auto_map is ignored: no code of a checkpoint is run"] if config.has("auto_map") else []
     tensors = _canonical(family, open_tensors(directory), directory)
+    cfg = family.with_parts(cfg, lambda _, tensor: tensor in tensors)
     cfg, note = _output_embedding(family, cfg, tensors)
     notes += [note] if note else []
     checkpoint = Checkpoint(directory, family, cfg, tensors, notes)

@@ -85,8 +85,8 @@ def _texts(family: Family, cfg: ModelConfig, tokenizer: Tokenizer | None, vocab:
         stops = list(tokenizer.policy.stops)
         ids = {"bos_token_id": tokenizer.policy.bos, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
     config = {
-        "architectures": [family.architecture], "model_type": family.model_type, **family.write(cfg),
-        "vocab_size": vocab, "torch_dtype": dtype, "pad_token_id": None, **ids,
+        "architectures": [family.architecture_of(cfg)], "model_type": family.model_type, "pad_token_id": None,
+        **family.write(cfg), "vocab_size": vocab, "torch_dtype": dtype, **ids,
     }  # fmt: skip
     files = {"config.json": config, "generation_config.json": ids}
     texts = {name: (json.dumps(values, indent=2) + "\n").encode() for name, values in files.items()}

@@ -1,8 +1,8 @@
-"""softmax(Q K^T / sqrt(d_k)) V (arXiv:1706.03762, eq. 1), causal, by several kernels that give the same numbers.
+"""softmax(Q K^T / sqrt(d_k)) V (arXiv:1706.03762, eq. 1) by several kernels that give the same numbers.
 
-A query sees the keys at or before its own place in its own segment, and where there is a window only the last
-`window` of these, its own included. Heads: N for queries, K for keys and values, G = N / K queries share a key
-(arXiv:2305.13245).
+A query sees the keys of its own segment; of a causal model only those at or before its own place, and where there is a
+window only the last `window` of these, its own included. Heads: N for queries, K for keys and values, G = N / K
+queries share a key (arXiv:2305.13245).
 """
 
 from dataclasses import dataclass, replace
@@ -33,7 +33,8 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """The formula a block of queries at a time, reading no key after the block: half the products, less memory."""
+    """The formula a block of queries at a time: less memory. Causal, it reads no key after the block: half the
+    products."""
 
     size: int = 128
 
@@ -58,7 +59,8 @@ Kernel = Auto | Reference | Blocks | CudnnFlash | Splash
 @dataclass(frozen=True, kw_only=True)
 class Need:
     """What a call of attention asks of a kernel. platform: see the function of that name. segments: whether documents
-    are kept apart. dropout: on the attention weights. cap: on the scores. parts: into how many a row is split."""
+    are kept apart. dropout: on the attention weights. cap: on the scores. parts: into how many a row is split. causal:
+    see above."""
 
     platform: str
     dtype: str
@@ -68,6 +70,7 @@ class Need:
     dropout: bool
     cap: bool
     parts: int = 1
+    causal: bool = True
 
 
 def platform() -> str:
@@ -93,6 +96,7 @@ def need_of(cfg: "ModelConfig", *, apart: bool) -> Need:
         dropout=cfg.dropout > 0,
         cap=cfg.score_cap is not None,
         parts=sharding.ways("length"),
+        causal=cfg.causal,
     )
 
 
@@ -115,6 +119,8 @@ def obstacle(kernel: Kernel, need: Need) -> str | None:
         case Splash():
             if need.platform != "tpu":
                 return f"it needs a TPU, this is {need.platform}"
+            if not need.causal:
+                return "it is causal here"
             if need.length % (128 * need.parts):
                 each = f" on each of {need.parts} devices" if need.parts > 1 else ""
                 return f"it wants a length in multiples of 128{each}, not {need.length}"
@@ -152,12 +158,12 @@ def names_its_output(cfg: "ModelConfig", length: int) -> bool:
 def attend(
     q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel: Kernel, *,
     scale: float | jax.Array | None = None, cap: float | None = None, window: int | None = None,
-    rate: float = 0.0, key=None,
+    causal: bool = True, rate: float = 0.0, key=None,
 ) -> jax.Array:  # fmt: skip
-    """Causal self-attention over one window, (B, T, N, H).
+    """Self-attention over one row, (B, T, N, H).
 
-    segments_BT: None lets all see all that came before; otherwise only tokens of the same number see each
-    other. scale: of the scores; None: 1 / sqrt(H). cap: scores become cap x tanh(score / cap) (Gemma 2,
+    segments_BT: None: the row is one segment; otherwise only tokens of the same number see each other. causal: see
+    above. scale: of the scores; None: 1 / sqrt(H). cap: scores become cap x tanh(score / cap) (Gemma 2,
     arXiv:2408.00118, section 2). window: see above; None: no limit. rate, key: dropout on the attention weights, off
     where key is None.
     """
@@ -166,6 +172,7 @@ def attend(
     need = Need(
         platform=platform(), dtype=str(q_BTNH.dtype), length=T, head_width=H,
         segments=segments_BT is not None, dropout=key is not None and rate > 0, cap=cap is not None, parts=parts,
+        causal=causal,
     )  # fmt: skip
     kernel, _ = choose(kernel, need)
     q_BTNH = q_BTNH * (H**-0.5 if scale is None else scale)
@@ -173,34 +180,35 @@ def attend(
         case CudnnFlash():
             near = None if window is None else (window - 1, 0)
             return jax.nn.dot_product_attention(
-                q_BTNH, k_BTKH, v_BTKH, scale=1.0, is_causal=True, local_window_size=near, implementation="cudnn"
+                q_BTNH, k_BTKH, v_BTKH, scale=1.0, is_causal=causal, local_window_size=near, implementation="cudnn"
             )
         case Splash():
             return splash.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, cap, window)
         case Blocks() if parts > 1:
-            return _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel.size, cap, window, parts)
+            return _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel.size, cap, window, parts, causal)
     size = kernel.size if isinstance(kernel, Blocks) else T
     spans, masks = [], []
     for start in range(0, T, size):
         stop = min(start + size, T)
         # keys that every query of the block has left behind are not read
         first = 0 if window is None else max(0, start - window + 1)
-        mask_BTS = visible(jnp.arange(start, stop)[None], jnp.arange(first, stop), window)
+        last = stop if causal else T
+        mask_BTS = visible(jnp.arange(start, stop)[None], jnp.arange(first, last), window, causal)
         if segments_BT is not None:
-            mask_BTS = mask_BTS & (segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop])
-        spans.append((start, stop, first))
+            mask_BTS = mask_BTS & (segments_BT[:, start:stop, None] == segments_BT[:, None, first:last])
+        spans.append((start, stop, first, last))
         masks.append(mask_BTS)
     if isinstance(kernel, Blocks) and cap is None and not need.dropout:
         return block_attention.attend(tuple(spans), q_BTNH, k_BTKH, v_BTKH, masks)
     blocks = []
-    for (start, stop, first), mask_BTS in zip(spans, masks, strict=True):
+    for (start, stop, first, last), mask_BTS in zip(spans, masks, strict=True):
         block_key = None if key is None else jax.random.fold_in(key, start)
-        q, k, v = q_BTNH[:, start:stop], k_BTKH[:, first:stop], v_BTKH[:, first:stop]
+        q, k, v = q_BTNH[:, start:stop], k_BTKH[:, first:last], v_BTKH[:, first:last]
         blocks.append(masked(q, k, v, mask_BTS, cap=cap, rate=rate, key=block_key))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 
-def _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, size: int, cap, window: int | None, parts: int) -> jax.Array:
+def _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, size: int, cap, window: int | None, parts: int, causal: bool):
     """Blocks of queries, where "sequence" splits the rows: each device has its own queries and gathers all keys. It
     reads keys after its block too, since which device it is is known only when it runs."""
     if segments_BT is None:
@@ -217,7 +225,7 @@ def _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, size: int, cap, window: int
             reach = S if window is None else min(S, window - 1 + stop - start)
             first = jnp.clip(positions_T[-1] + 1 - reach, 0, S - reach)
             k, v, segments = (jax.lax.dynamic_slice_in_dim(x, first, reach, axis=1) for x in (k_BSKH, v_BSKH, all_BS))
-            mask_BTS = visible(positions_T[None], first + jnp.arange(reach), window)
+            mask_BTS = visible(positions_T[None], first + jnp.arange(reach), window, causal)
             mask_BTS = mask_BTS & (own_BT[:, start:stop, None] == segments[:, None])
             blocks.append(masked(q_BTNH[:, start:stop], k, v, mask_BTS, cap=cap))
         return jnp.concatenate(blocks, axis=1)
@@ -233,9 +241,11 @@ def _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, size: int, cap, window: int
     )
 
 
-def visible(positions_BT: jax.Array, slots_S: jax.Array, window: int | None) -> jax.Array:
+def visible(positions_BT: jax.Array, slots_S: jax.Array, window: int | None, causal: bool = True) -> jax.Array:
     """(B, T, S): whether the query at a position sees the key of that slot, which stands at position `slot`."""
     distance_BTS = positions_BT[:, :, None] - slots_S
+    if not causal:
+        return jnp.ones(distance_BTS.shape, bool)
     return distance_BTS >= 0 if window is None else (distance_BTS >= 0) & (distance_BTS < window)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(spans, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, masks) -> jax.Array:
-    """(B, T, N, H). spans: for each block (start, stop) of its queries and the first of its keys, which end at `stop`.
+    """(B, T, N, H). spans: for each block (start, stop) of its queries and (first, last) of its keys.
     masks: for each block which query sees which key, (B or 1, T, S) of the block. q is scaled already."""
     return _forward(spans, q_BTNH, k_BSKH, v_BSKH, masks)[0]
 
@@ -36,15 +36,15 @@ def _forward(spans, q_BTNH, k_BSKH, v_BSKH, masks):
     G = q_BTNH.shape[2] // K
     q_BKRH, k_BKSH, v_BKSH = (_heads_first(x, K) for x in (q_BTNH, k_BSKH, v_BSKH))
     parts, kept = [], []
-    for (start, stop, first), mask_BTS in zip(spans, masks, strict=True):
+    for (start, stop, first, last), mask_BTS in zip(spans, masks, strict=True):
         mask_BKRS = jnp.repeat(mask_BTS, G, axis=1)[:, None]
-        scores_BKRS = _product(q_BKRH[:, :, start * G : stop * G], k_BKSH[:, :, first:stop], 3)
+        scores_BKRS = _product(q_BKRH[:, :, start * G : stop * G], k_BKSH[:, :, first:last], 3)
         scores_BKRS = jnp.where(mask_BKRS, scores_BKRS, -jnp.inf)
         # softmax in float32; divided by its sum after the product, which is narrower
         raised_BKRS = jnp.exp(scores_BKRS - scores_BKRS.max(-1, keepdims=True))
         inverse_BKR1 = 1 / raised_BKRS.sum(-1, keepdims=True)
         raised_BKRS = raised_BKRS.astype(v_BSKH.dtype)
-        parts.append((_product(raised_BKRS, v_BKSH[:, :, first:stop], 2) * inverse_BKR1).astype(v_BSKH.dtype))
+        parts.append((_product(raised_BKRS, v_BKSH[:, :, first:last], 2) * inverse_BKR1).astype(v_BSKH.dtype))
         kept.append((raised_BKRS, inverse_BKR1))
     z_BKRH = jnp.concatenate(parts, axis=2)
     return _heads_last(z_BKRH, q_BTNH.shape[1]), (q_BKRH, k_BKSH, v_BKSH, z_BKRH, kept)
@@ -57,8 +57,8 @@ def _backward(spans, saved, dz_BTNH):
     # of all weights times their gradients the sum over keys
     mean_BKR1 = jnp.sum(dz_BKRH.astype(jnp.float32) * z_BKRH.astype(jnp.float32), axis=-1, keepdims=True)
     dq_BKRH, dk_BKSH, dv_BKSH = (jnp.zeros(x.shape, jnp.float32) for x in (q_BKRH, k_BKSH, v_BKSH))
-    for (start, stop, first), (raised_BKRS, inverse_BKR1) in zip(spans, kept, strict=True):
-        rows, keys = slice(start * G, stop * G), slice(first, stop)
+    for (start, stop, first, last), (raised_BKRS, inverse_BKR1) in zip(spans, kept, strict=True):
+        rows, keys = slice(start * G, stop * G), slice(first, last)
         dz = dz_BKRH[:, :, rows]
         slope_BKRS = inverse_BKR1 * (_product(dz, v_BKSH[:, :, keys], 3) - mean_BKR1[:, :, rows])
         d_scores_BKRS = (raised_BKRS.astype(jnp.float32) * slope_BKRS).astype(dtype)

@@ -104,7 +104,7 @@ def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, l
     if cache is None:
         z_BTNH = attention.attend(
             q_BTNH, k_BTKH, v_BTKH, seen.segments_BT, cfg.kernel,
-            scale=scale, cap=cfg.score_cap, window=window, rate=cfg.dropout, key=key,
+            scale=scale, cap=cfg.score_cap, window=window, causal=cfg.causal, rate=cfg.dropout, key=key,
         )  # fmt: skip
         return z_BTNH, None
     cache = append(cache, k_BTKH, v_BTKH, seen.positions_BT)
@@ -126,8 +126,9 @@ def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, l
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feedforward(norm(x)): pre-normalisation (GPT-2, section 2.3). layer: its
-    number, from 0; a number of Python's where the layers are not scanned. Returns (x_BTD, (cache, routing))."""
+    """x + attention(norm(x)), then x + feedforward(norm(x)): pre-normalisation (GPT-2, section 2.3); or norm(x +
+    attention(x)), then norm(x + feedforward(x)). layer: its number, from 0; a number of Python's where the layers are
+    not scanned. Returns (x_BTD, (cache, routing))."""
 
     cfg: ModelConfig
     training: bool
@@ -140,23 +141,29 @@ class Block(nn.Module):
         def norm(x_BTD, name):
             return Normalise(cfg.norm, name=name)(x_BTD)
 
+        def first(x_BTD, name):
+            return norm(x_BTD, name) if cfg.norm_first else x_BTD
+
+        def last(x_BTD, name):
+            return x_BTD if cfg.norm_first else norm(x_BTD, name)
+
         def added(x_BTD, name):
             return drop(norm(x_BTD, f"{name}_post_norm") if cfg.post_norms else x_BTD)
 
         x_BTD = constrain(tap(self, "hook_resid_pre", x_BTD), "batch", "stream", "embed")
         x_BTD = keep(cfg, BLOCK_INPUT, x_BTD)
         h_BTD, cache = AttentionLayer(cfg, self.training, name="attention")(
-            norm(x_BTD, "attention_norm"), seen, layer, cache
+            first(x_BTD, "attention_norm"), seen, layer, cache
         )
-        middle_BTD = x_BTD + tap(self, "hook_attn_out", added(h_BTD, "attention"))
+        middle_BTD = last(x_BTD + tap(self, "hook_attn_out", added(h_BTD, "attention")), "attention_norm")
         if not cfg.parallel:
             x_BTD = tap(self, "hook_resid_mid", middle_BTD)
-        h_BTD, routing = norm(x_BTD, "feedforward_norm"), None
+        h_BTD, routing = first(x_BTD, "feedforward_norm"), None
         if isinstance(cfg.feedforward, Experts):
             h_BTD, routing = ExpertsLayer(cfg, name="feedforward")(h_BTD, seen.counted_BT)
         else:
             h_BTD = FeedForwardLayer(cfg, name="feedforward")(h_BTD)
-        x_BTD = middle_BTD + tap(self, "hook_mlp_out", added(h_BTD, "feedforward"))
+        x_BTD = last(middle_BTD + tap(self, "hook_mlp_out", added(h_BTD, "feedforward")), "feedforward_norm")
         return tap(self, "hook_resid_post", x_BTD), (cache, routing)
 
 

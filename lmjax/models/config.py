@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.models.attention import Auto, Kernel
-from lmjax.models.feedforward import Dense, Experts, FeedForward
+from lmjax.models.feedforward import Activation, Dense, Experts, FeedForward
 from lmjax.models.norms import LayerNorm, Norm
 from lmjax.models.positions import Learned, Positions, Rotary
 from lmjax.models.quantised import Products
@@ -27,7 +27,13 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only Transformer with pre-normalisation (GPT-2, section 2.3; Llama, section 2.2).
+    """A Transformer of one stack of blocks: a decoder (GPT-2, Llama), or an encoder (BERT, RoBERTa).
+
+    causal: a token sees what came before it; False: all of its segment. norm_first: x + f(norm(x)) (GPT-2, section
+    2.3), and a norm after the last block; False: norm(x + f(x)) (arXiv:1706.03762, section 3.1). embedding_norm: the
+    sum of embeddings is normalised (BERT). token_types: how many there are, each with an embedding of its own (BERT's
+    sentences A and B); 0: none. masked_head: the activation of the layer that stands before the unembedding for
+    predicting masked tokens; pooler: a layer over the first token (BERT, arXiv:1810.04805; models/heads.py).
 
     pattern: what each layer's attention sees, repeated over the layers: (Span(window=4096), Span()) alternates.
     out_bias: of the projection after attention; None: as bias, which is that of queries, keys and values.
@@ -66,6 +72,12 @@ class ModelConfig:
     out_bias: bool | None = None
     qk_norm: bool = False
     pattern: tuple[Span, ...] = (Span(),)
+    causal: bool = True
+    norm_first: bool = True
+    embedding_norm: bool = False
+    token_types: int = 0
+    masked_head: Activation | None = None
+    pooler: bool = False
     score_scale: float | None = None
     scale_by_layer: bool = False
     score_cap: float | None = None
@@ -105,6 +117,14 @@ class ModelConfig:
                 raise ValueError("a Span has a rotary, and positions are not Rotary")
         if self.products != "plain" and isinstance(self.feedforward, Experts):
             raise ValueError(f"products is {self.products}, and those of experts are plain only")
+        if not self.causal and any(span.window is not None for span in self.pattern):
+            raise ValueError("causal is False, and a Span has a window, which counts back from a token")
+        if not self.norm_first and (self.parallel or self.post_norms):
+            raise ValueError("norm_first is False; expected parallel and post_norms to be False too")
+        if self.token_types < 0:
+            raise ValueError(f"token_types is {self.token_types}; expected 0 or more")
+        if self.masked_head and self.logit_cap is not None:
+            raise ValueError("masked_head has no logit_cap")
         for name in ("score_scale", "score_cap", "logit_cap"):
             value = getattr(self, name)
             if value is not None and not value > 0:

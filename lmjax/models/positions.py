@@ -10,7 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """A table of `context` vectors, added to the embedding."""
+    """A table of `context` vectors, added to the embedding. offset: so many rows before them are read by nobody, as
+    RoBERTa has it (fairseq numbers places from behind its padding's id)."""
+
+    offset: int = 0
+
+    def __post_init__(self):
+        if self.offset < 0:
+            raise ValueError(f"offset is {self.offset}; expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

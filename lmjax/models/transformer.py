@@ -1,4 +1,4 @@
-"""The decoder-only Transformer: tokens to the vectors from which the next token is predicted."""
+"""The Transformer: tokens to the vectors from which tokens are predicted."""
 
 import functools
 from functools import partial
@@ -12,6 +12,7 @@ from lmjax.models.blocks import Block, Seen, stack
 from lmjax.models.cache import LayerCache
 from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Experts
+from lmjax.models.heads import MaskedHead, Pooler
 from lmjax.models.norms import Normalise
 from lmjax.models.packed import Packed, product
 from lmjax.models.projection import contract
@@ -35,21 +36,40 @@ class Transformer(nn.Module):
         init = nn.initializers.normal(cfg.init_std)
         self.embedding = self.param("embedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
         if isinstance(cfg.positions, pos.Learned):
-            self.position_table = self.param("positions", named(init, ("positions", "embed")), (cfg.context, cfg.width))
+            shape = (cfg.context + cfg.positions.offset, cfg.width)
+            self.position_table = self.param("positions", named(init, ("positions", "embed")), shape)
+        if cfg.token_types:
+            self.type_table = self.param("token_types", named(init, (None, "embed")), (cfg.token_types, cfg.width))
+        if cfg.embedding_norm:
+            self.embedding_norm = Normalise(cfg.norm)
         self.blocks = stack(cfg, self.training, "blocks")
-        self.final_norm = Normalise(cfg.norm)
+        if cfg.norm_first:
+            self.final_norm = Normalise(cfg.norm)
+        if cfg.masked_head:
+            self.masked_head = MaskedHead(cfg)
+        if cfg.pooler:
+            self.pooler = Pooler(cfg)
         self.dropout = nn.Dropout(cfg.dropout, deterministic=not self.training)
         if not cfg.tied and not self.has_variable("params", "packed_unembedding"):
             self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
 
-    def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache: LayerCache | None = None, counted_BT=None):
-        x_BTD, seen = self.embed(tokens_BT, positions_BT, segments_BT)
+    def __call__(
+        self, tokens_BT, positions_BT, segments_BT=None, types_BT=None, cache: LayerCache | None = None, counted_BT=None
+    ):
+        x_BTD, seen = self.embed(tokens_BT, positions_BT, segments_BT, types_BT)
         seen = seen._replace(counted_BT=counted_BT)
         x_BTD, (cache, routing) = self.blocks(x_BTD, seen, jnp.arange(self.cfg.layers), cache)
         return self.finish(x_BTD), cache, routing
 
-    def embed(self, tokens_BT, positions_BT, segments_BT) -> tuple[jax.Array, Seen]:
-        """The residual stream before the first block, and what all blocks know."""
+    def whole(self, tokens_BT, positions_BT):
+        """Every part once, which makes its parameters."""
+        hidden_BTD, _, _ = self(tokens_BT, positions_BT)
+        for name in ("masked_head", "pooler"):
+            if getattr(self.cfg, name):
+                getattr(self, name)(hidden_BTD)
+
+    def embed(self, tokens_BT, positions_BT, segments_BT, types_BT=None) -> tuple[jax.Array, Seen]:
+        """The residual stream before the first block, and what all blocks know. types_BT: None: all are of type 0."""
         cfg = self.cfg
         # a table is gathered over "fsdp" before it is read: the compiler would move the activations instead;
         # and cast after it is read, so that the gradients of a frequent token are summed in float32
@@ -57,26 +77,36 @@ class Transformer(nn.Module):
         if cfg.scaled_embedding:
             x_BTD = x_BTD * jnp.asarray(cfg.width**0.5, cfg.dtype)
         match cfg.positions:
-            case pos.Learned():
-                x_BTD = x_BTD + constrain(self.position_table, None, None)[positions_BT].astype(cfg.dtype)
+            case pos.Learned(offset=offset):
+                table_TD = constrain(self.position_table, None, None)
+                x_BTD = x_BTD + table_TD[positions_BT + offset].astype(cfg.dtype)
             case pos.Sinusoidal():
                 x_BTD = x_BTD + pos.sinusoid(positions_BT, cfg.width).astype(cfg.dtype)
+        if cfg.token_types:
+            table_ID = constrain(self.type_table, None, None).astype(cfg.dtype)
+            x_BTD = x_BTD + (table_ID[0] if types_BT is None else table_ID[types_BT])
+        if cfg.embedding_norm:
+            x_BTD = self.embedding_norm(x_BTD)
         # once for each kind of layer, not for each layer
         angles = {r: r and pos.rotary_angles(positions_BT, cfg.head_width, r) for r in dict.fromkeys(cfg.rotaries)}
         x_BTD = self.dropout(constrain(tap(self, "hook_embed", x_BTD), "batch", "length", "embed"))
         return x_BTD, Seen(positions_BT, segments_BT, tuple(angles[rotary] for rotary in cfg.rotaries))
 
     def finish(self, x_BTD) -> jax.Array:
-        """The final norm: what is multiplied by the unembedding."""
-        return self.final_norm(x_BTD)
+        """The final norm, where there is one."""
+        return self.final_norm(x_BTD) if self.cfg.norm_first else x_BTD
 
 
-def hidden(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, cache=None, dropout_key=None):
-    """(hidden_BTD, cache). With a dropout_key, dropout is on. Experts are dropless."""
+def hidden(
+    cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, types_BT=None, cache=None, dropout_key=None
+):
+    """(hidden_BTD, cache). With a dropout_key, dropout is on. Experts are dropless. types_BT: see `Transformer.embed`.
+    Layers that lie apart see no dropout."""
+    tokens = (tokens_BT, positions_BT, segments_BT, types_BT)
     if isinstance(params["blocks"], tuple):
-        hidden_BTD, cache, _ = _layer_by_layer(cfg, params, tokens_BT, positions_BT, cache)
+        hidden_BTD, cache, _ = _layer_by_layer(cfg, params, tokens, cache)
         return hidden_BTD, cache
-    hidden_BTD, cache, _ = _apply(cfg, params, dropout_key, tokens_BT, positions_BT, segments_BT, cache)
+    hidden_BTD, cache, _ = _apply(cfg, params, dropout_key, *tokens, cache)
     return hidden_BTD, cache
 
 
@@ -109,15 +139,16 @@ def apart(params) -> dict:
 
 def captured(cfg: ModelConfig, params, tokens_BT, positions_BT) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(hidden_BTD, what stood at each `tap`), by TransformerLens's names, in the order of computation."""
-    hidden_BTD, _, sites = _layer_by_layer(cfg, apart(params), tokens_BT, positions_BT, None)
+    hidden_BTD, _, sites = _layer_by_layer(cfg, apart(params), (tokens_BT, positions_BT, None), None)
     return hidden_BTD, sites
 
 
-def _layer_by_layer(cfg: ModelConfig, params, tokens_BT, positions_BT, cache: tuple | None):
-    """(hidden_BTD, cache, sites) by the same modules without the scan; nothing of `sites` is computed unless used."""
+def _layer_by_layer(cfg: ModelConfig, params, tokens: tuple, cache: tuple | None):
+    """(hidden_BTD, cache, sites) by the same modules without the scan; nothing of `sites` is computed unless used.
+    tokens: the arguments of `Transformer.embed`."""
     rest = {"params": {name: value for name, value in params.items() if name != "blocks"}}
     model, layers = Transformer(cfg), params["blocks"]
-    (x_BTD, seen), state = model.apply(rest, tokens_BT, positions_BT, None, method="embed", mutable=[TAPS])
+    (x_BTD, seen), state = model.apply(rest, *tokens, method="embed", mutable=[TAPS])
     sites, caches = by_site(state.get(TAPS, {})), []
     for layer, weights in enumerate(layers):
         before = None if cache is None else cache[layer]
@@ -135,6 +166,17 @@ def unembedding(cfg: ModelConfig, params) -> jax.Array | Packed:
     if "packed_unembedding" in params:
         return params["packed_unembedding"]
     return params["embedding" if cfg.tied else "unembedding"]
+
+
+def masked_logits(cfg: ModelConfig, params, hidden_BTD: jax.Array) -> jax.Array:
+    """(..., V) in float32: the log-probabilities of the token that stands there, up to a constant (cfg.masked_head)."""
+    x, bias_V = MaskedHead(cfg).apply({"params": params["masked_head"]}, hidden_BTD)
+    return logits(unembedding(cfg, params), x, None) + bias_V
+
+
+def pooled(cfg: ModelConfig, params, hidden_BTD: jax.Array) -> jax.Array:
+    """(B, D), of each row's first token (cfg.pooler)."""
+    return Pooler(cfg).apply({"params": params["pooler"]}, hidden_BTD)
 
 
 def logits(matrix_VD: jax.Array | Packed, hidden: jax.Array, cap: float | None) -> jax.Array:
@@ -172,7 +214,7 @@ def capped(x: jax.Array, cap: float | None) -> jax.Array:
 
 def _init(cfg: ModelConfig, key):
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
-    return Transformer(cfg).init(key, tokens_BT, tokens_BT)["params"]
+    return Transformer(cfg).init(key, tokens_BT, tokens_BT, method="whole")["params"]
 
 
 @partial(jax.jit, static_argnames="cfg")

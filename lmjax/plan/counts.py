@@ -12,8 +12,9 @@ from lmjax.trees import named_leaves
 PETAFLOP_DAY = 1e15 * 86_400
 
 PARTS = {
-    "embedding": "embedding", "positions": "positions", "attention": "blocks/attention/",
-    "feed-forward": "blocks/feedforward/", "norms": "", "unembedding": "unembedding",
+    "embedding": "embedding", "positions": "positions", "token types": "token_types",
+    "attention": "blocks/attention/", "feed-forward": "blocks/feedforward/", "norms": "",
+    "unembedding": "unembedding", "heads": ("masked_head", "pooler"),
 }  # fmt: skip
 
 
@@ -66,14 +67,15 @@ class Work:
 
 
 def work_per_token(cfg: ModelConfig) -> Work:
-    """A look-up multiplies nothing; a causal kernel reads half the keys, and of a window only its width. Scores that
-    a kernel makes again in its backward pass do not count."""
+    """A look-up multiplies nothing; a causal kernel reads half the keys, and of a window only its width; an encoder's
+    reads all. Scores that a kernel makes again in its backward pass do not count."""
     untied = 0 if cfg.tied else params_by_part(cfg)["embedding"]
     multiplied = used_params(cfg) - untied
     unembedding = cfg.vocab * cfg.width
     seen = [min(span.window or cfg.context, cfg.context) for span in cfg.pattern]
     # the mean number of keys that a query sees, over all places of a row and all layers
     keys = sum(window * (1 - (window - 1) / (2 * cfg.context)) for window in seen) / len(seen)
+    keys = keys if cfg.causal else cfg.context
     look = 4 * cfg.layers * cfg.heads * cfg.head_width * keys
     blocks = 2 * (multiplied - unembedding)
     # jax.checkpoint's policy keeps what plain products gave, and those of experts are batched or ragged

@@ -81,6 +81,7 @@ def test_auto_takes_the_fastest_that_can_do_the_work():
         ({"segments": True}, "CudnnFlash: it cannot keep documents apart here"),
         ({"dropout": True}, "CudnnFlash: it has no dropout on the attention weights"),
         ({"platform": "tpu", "length": 100}, "Splash: it wants a length in multiples of 128, not 100"),
+        ({"platform": "tpu", "causal": False}, "Splash: it is causal here"),
     ],
 )
 def test_auto_names_why_it_takes_another(change, reason):
