@@ -84,8 +84,8 @@ def ended(processes: list[subprocess.Popen], limit: float = 120) -> list[Done]:
 
 
 def ours(out: str) -> str:
-    """Without what XLA's collectives for CPU write to stdout."""
-    return "".join(line for line in out.splitlines(keepends=True) if "peer ranks" not in line)
+    """Without what XLA's collectives for CPU write to stdout, from several threads: an end of line may come by itself."""
+    return "".join(line for line in out.splitlines(keepends=True) if line.strip() and "peer ranks" not in line)
 
 
 def one_line(done: Done, *parts: str):
