@@ -67,7 +67,7 @@ def prepare_libraries() -> None:
     # a program that a full disk or a kill cut short is compiled again
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def train(options, changes: list[str]) -> int:
