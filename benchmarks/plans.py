@@ -27,7 +27,8 @@ def planned(file: Path) -> dict:
         out = Path(folder, "plan.json")
         command = [sys.executable, "run.py", "plan", "--config", str(file), "--json", str(out)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if not out.is_file():
+        # 1: it does not fit
+        if done.returncode not in (0, 1) or not out.is_file():
             sys.exit(f"{file}: {done.stderr.strip() or done.stdout}")
         return json.loads(out.read_text())
 
