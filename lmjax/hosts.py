@@ -173,11 +173,18 @@ def gather(name: str, value: Any, limit: float = ANSWER_LIMIT) -> list:
 def wait_until(seen: Callable[[], bool], what: str, limit: float = SHARED_LIMIT) -> None:
     """Until something that another process wrote shows here; network file systems take a while. Raises UserError after
     `limit` seconds."""
+    if not _shows(seen, limit):
+        raise UserError(f"{what} did not show within {limit:.0f} s")
+
+
+def _shows(seen: Callable[[], bool], limit: float) -> bool:
+    """Whether it does within so many seconds."""
     until = time.monotonic() + limit
     while not seen():
         if time.monotonic() > until:
-            raise UserError(f"{what} did not show within {limit:.0f} s")
+            return False
         time.sleep(0.2)
+    return True
 
 
 def by_first(name: str, make: Callable[[], Any], limit: float = ANSWER_LIMIT) -> Any:
@@ -222,9 +229,7 @@ def check_shared(directory: Place) -> None:
         return nonce
 
     nonce = by_first("shared/mark", write)
-    until = time.monotonic() + SHARED_LIMIT
-    while (seen := mark.is_file() and mark.read_text() == nonce) is False and time.monotonic() < until:
-        time.sleep(0.2)
+    seen = _shows(lambda: mark.is_file() and mark.read_text() == nonce, SHARED_LIMIT)
     blind = [process for process, saw in enumerate(gather("shared/seen", seen)) if not saw]
     if first():
         mark.unlink(missing_ok=True)

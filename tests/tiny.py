@@ -17,6 +17,7 @@ from lmjax.optim import AdamW, Cosine
 from lmjax.tokenizers import Bytes
 
 ROOT = Path(__file__).parents[1]
+# the tests compile many tiny programs once: what only makes programs faster would make the tests slower
 QUICK_TO_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from lmjax.errors import UserError
 from lmjax.interop.config_json import THEIR_ACTIVATIONS, ConfigJson
-from lmjax.interop.family import BUFFERS, Family
+from lmjax.interop.family import BUFFERS, Family, norm_entries
 from lmjax.interop.mapping import Entry
 from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Activation, Dense
@@ -48,26 +48,22 @@ def _linear(ours: str, theirs: str, weight: str, bias: str) -> list[Entry]:
     return [Entry(f"{ours}/kernel", f"{theirs}.weight", weight), Entry(f"{ours}/bias", f"{theirs}.bias", bias)]
 
 
-def _norm(ours: str, theirs: str) -> list[Entry]:
-    return [Entry(f"{ours}/scale", f"{theirs}.weight", "D -> D"), Entry(f"{ours}/bias", f"{theirs}.bias", "D -> D")]
-
-
 def _body(cfg: ModelConfig) -> list[Entry]:
     block, layer = "blocks/", "encoder.layer.{layer}."
     entries = [
         Entry("positions", "embeddings.position_embeddings.weight", "P D -> P D"),
         Entry("token_types", "embeddings.token_type_embeddings.weight", "I D -> I D"),
-        *_norm("embedding_norm", "embeddings.LayerNorm"),
+        *norm_entries("embedding_norm", "embeddings.LayerNorm", cfg),
     ]
     for ours, name in (("q", "query"), ("k", "key"), ("v", "value")):
         theirs = f"{layer}attention.self.{name}"
         entries += _linear(f"{block}attention/{ours}", theirs, "(N H) D -> D N H", "(N H) -> N H")
     entries += [
         *_linear(f"{block}attention/out", f"{layer}attention.output.dense", "D (N H) -> N H D", "D -> D"),
-        *_norm(f"{block}attention_norm", f"{layer}attention.output.LayerNorm"),
+        *norm_entries(f"{block}attention_norm", f"{layer}attention.output.LayerNorm", cfg),
         *_linear(f"{block}feedforward/up", f"{layer}intermediate.dense", "F D -> D F", "F -> F"),
         *_linear(f"{block}feedforward/down", f"{layer}output.dense", "D F -> F D", "D -> D"),
-        *_norm(f"{block}feedforward_norm", f"{layer}output.LayerNorm"),
+        *norm_entries(f"{block}feedforward_norm", f"{layer}output.LayerNorm", cfg),
     ]
     if cfg.pooler:
         entries += _linear("pooler/dense", "pooler.dense", "O D -> D O", "D -> D")
@@ -79,7 +75,7 @@ def _head(cfg: ModelConfig, dense: str, norm: str, bias: str) -> list[Entry]:
         return []
     return [
         *_linear("masked_head/dense", dense, "O D -> D O", "D -> D"),
-        *_norm("masked_head/norm", norm), Entry("masked_head/bias", bias, "V -> V"),
+        *norm_entries("masked_head/norm", norm, cfg), Entry("masked_head/bias", bias, "V -> V"),
     ]  # fmt: skip
 
 
