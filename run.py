@@ -7,7 +7,7 @@ from importlib import import_module
 VERBS = {
     "train": "train a model, or go on with a run (the default)",
     "data": "show what the model sees: decoded windows and the tokenizer's round trip",
-    "evaluate": "score a text: loss, perplexity, bits per byte",
+    "evaluate": "score a text: loss, perplexity, bits per byte; or a suite of examples",
     "generate": "continue a prompt",
     "export": "write a run as a Hugging Face directory, which transformers loads",
     "plan": "say what a run needs: memory, time, money, on devices that need not be here",
@@ -65,6 +65,7 @@ def parser_for(verb: str) -> Parser:
         add("--text", metavar="FILE", help="plain text, or JSON lines with a `text` (default: a run's held-out text)")
         add("--json", metavar="FILE", help="write the figures here too")
         add("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
+        suite_options(parser)
     if verb == "export":
         add("--to", required=True, metavar="DIR", help="a directory that does not exist yet, or is empty")
         add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32")
@@ -82,6 +83,23 @@ def parser_for(verb: str) -> Parser:
         add("--min_p", type=float, default=0.0, metavar="P")
         add("--seed", type=int, default=0, metavar="S")
     return parser
+
+
+def suite_options(parser: Parser) -> None:
+    group = parser.add_argument_group("a suite of examples", "README says what each reads and takes.")
+    add = group.add_argument
+    names = "multiple-choice, classification, minimal-pairs, perplexity, generation, lm-eval:TASK, lm-eval:FILE.yaml"
+    add("--suite", metavar="NAME", help=names)
+    add("--data", metavar="FILE", help="the examples: JSON lines; a glob, or a directory of *.jsonl")
+    add("--limit", type=int, metavar="N", help="only the first N examples (of each paradigm of minimal pairs)")
+    add("--shots", type=int, metavar="N", help="solved examples before each one (default: 0)")
+    add("--shots_from", metavar="FILE", help="where they are drawn from (default: the other examples)")
+    add("--seed", type=int, metavar="S", help="of the shots and of bootstrap intervals (default: 0)")
+    add("--template", metavar="TEXT", help="what is written of an example, with its {field}s; \\n is a new line")
+    add("--labels", metavar="A=WORD,B=WORD", help="of a classification: the word that stands for each label")
+    add("--max_new_tokens", type=int, metavar="N", help="of a text that is written (default: 64)")
+    add("--stop", action="append", metavar="TEXT", help="where such a text ends, several times (default: \\n\\n)")
+    add("--include", metavar="DIR", help="tasks of your own for lm-eval:TASK")
 
 
 def overview() -> str:

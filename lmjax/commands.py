@@ -112,6 +112,10 @@ def evaluate(options, _) -> int:
     from lmjax.loaded import load_model, read_texts
     from lmjax.sharding import Mesh, build_mesh
 
+    if options.suite:
+        return evaluate_suite(options)
+    if options.data or options.limit:
+        raise UserError("--data and --limit: expected --suite NAME too; a text is given by --text")
     result_file = _local("--json", options.json) if options.json else None
     loaded = load_model(options.model, _step(options.step))
     if not options.text and loaded.held_out is None:
@@ -139,6 +143,22 @@ def evaluate(options, _) -> int:
             result_file,
             json.dumps({"step": loaded.step, "weights": options.weights} | result.as_dict(), indent=2) + "\n",
         )
+    return 0
+
+
+def evaluate_suite(options) -> int:
+    from lmjax.evaluate import suites
+    from lmjax.language_model import LanguageModel
+    from lmjax.loaded import load_model
+
+    if options.text:
+        raise UserError("--text: a suite reads --data FILE")
+    result_file = _local("--json", options.json) if options.json else None
+    suite = suites.chosen(options)
+    loaded = load_model(options.model, _step(options.step), stacked=False)
+    cfg = with_context(loaded.experiment, options.context).model
+    model = LanguageModel(cfg, with_weights(loaded, options.weights), needed_tokenizer(loaded), loaded.path)
+    suites.show(suites.run(suite, model), options, loaded.step, result_file)
     return 0
 
 

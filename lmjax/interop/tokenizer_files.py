@@ -44,6 +44,17 @@ def of_directory(directory: Path) -> Tokenizer | None:
     return None
 
 
+def named_controls(directory: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The ids of bos and eos by the names in a Hugging Face directory's files, whether they stand around texts or not;
+    None for what has no name. Empty where it is none."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return {name: index if index >= 0 else None for name, index in tokenizer.control_ids().items()}
+    if not isinstance(tokenizer, HuggingFaceTokenizer) or not directory.is_dir():
+        return {}
+    settings = _json(directory / "tokenizer_config.json")
+    return {name: _named(tokenizer, settings, name) for name in ("bos", "eos")}
+
+
 def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ...]) -> HuggingFaceTokenizer:
     try:
         bare = HuggingFaceTokenizer(serialised, Policy())
@@ -56,7 +67,7 @@ def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ..
         raise UserError(
             f"{path_text(file)}: puts {len(before)} and {len(after)} tokens around a text; expected one each"
         )
-    named = {name: _named(bare, settings, name) for name in ("bos", "eos")}
+    named = named_controls(file.parent, bare)
     if not stops and named["eos"] is not None:
         stops = (named["eos"],)
     policy = {"bos": next(iter(before), None), "eos": next(iter(after), None)}

@@ -109,6 +109,7 @@ def test_evaluate_gives_the_runs_final_loss_again(tmp_path, documents, capsys):
 
     class Options:
         context, weights = None, "float32"
+        suite = data = limit = None
         model, step, text, json = str(moved), None, None, str(tmp_path / "out.json")
 
     for given in (None, str(tmp_path / "tail.txt"), str(moved / "held_out.jsonl")):

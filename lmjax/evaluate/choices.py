@@ -1,0 +1,195 @@
+"""Suites in which the model chooses one of several texts by their likelihood: multiple choice, and classification."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmjax.errors import UserError
+from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
+from lmjax.evaluate.records import Record
+from lmjax.evaluate.result import Figure, Result, share
+from lmjax.evaluate.settings import Settings, filled, follows
+from lmjax.language_model import LanguageModel
+from lmjax.tasks.text_metrics import bootstrap, confusion, label_f1, macro_f1, wilson
+
+QUESTION = "Question: {question}\nAnswer:"
+TEXT = "{text}\nLabel:"
+
+
+@dataclass(frozen=True)
+class Item:
+    """context: with what stands before it. answer: which of the choices is right."""
+
+    where: str
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+    @property
+    def solved(self) -> str:
+        return self.context + follows(self.context, self.choices[self.answer])
+
+
+def _with_shots(settings: Settings, items: list[Item], pool: list[Item]) -> list[Item]:
+    before = settings.before(len(items), [item.solved for item in pool])
+    return [
+        Item(item.where, shots + item.context, item.choices, item.answer)
+        for shots, item in zip(before, items, strict=True)
+    ]
+
+
+def _scored(model: LanguageModel, items: list[Item]) -> tuple[list[np.ndarray], int]:
+    """(for each item log p of each of its choices, how many pairs were cut)."""
+    pairs = [
+        encode_pair(model, item.context, follows(item.context, choice), item.where)
+        for item in items
+        for choice in item.choices
+    ]
+    found = log_likelihoods(model, pairs)
+    return np.split(found.sums, np.cumsum([len(item.choices) for item in items])[:-1]), found.cut
+
+
+@dataclass(frozen=True)
+class MultipleChoice:
+    """Lines with `question` or `context`, `choices` (two texts or more) and `answer` (an index from 0, or one of the
+    choices). A context is continued as it is, a question stands in QUESTION; a template may say otherwise."""
+
+    settings: Settings
+    template: str
+    items: list[Item]
+
+    @staticmethod
+    def of(settings: Settings) -> "MultipleChoice":
+        """Raises UserError for lines that are not so."""
+        records, pool = settings.records()
+        name, _ = records[0].field("question", "context") if settings.template is None else ("", "")
+        template = settings.template or (QUESTION if name == "question" else "{context}")
+        items, others = ([_choice(record, template) for record in part] for part in (records, pool))
+        return MultipleChoice(settings, template, _with_shots(settings, items, others))
+
+    def run(self, model: LanguageModel) -> Result:
+        scores, cut = _scored(model, self.items)
+        measures = {"acc": lambda text: 1, "acc_norm": len, "acc_bytes": lambda text: len(text.encode())}
+        figures = {}
+        for name, size in measures.items():
+            # the first of equals, as lm-eval's argmax
+            chosen = [
+                int(np.argmax(values / [size(choice) for choice in item.choices]))
+                for values, item in zip(scores, self.items, strict=True)
+            ]
+            figures[name] = share([i == item.answer for i, item in zip(chosen, self.items, strict=True)])
+        protocol = {
+            "scored_by": "log p of each choice after the context; acc_norm: over its characters, acc_bytes: its bytes",
+            "template": self.template,
+            **self.settings.protocol(),
+            **protocol_of(model, cut),
+        }
+        return Result("multiple-choice", len(self.items), protocol, figures)
+
+
+def _choice(record: Record, template: str) -> Item:
+    choices = record.texts("choices")
+    if len(choices) < 2 or not all(choices):
+        raise record.wrong(f"'choices' has {len(choices)} text(s); expected two or more, none of them empty")
+    _, answer = record.field("answer")
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    last = len(choices) - 1
+    if type(answer) is not int or not 0 <= answer <= last:
+        raise record.wrong(f"'answer' is {answer!r}; expected a number from 0 to {last}, or one of the choices")
+    return Item(record.where, filled(template, record), choices, answer)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Lines with `label` (a text or a whole number) and the fields of the template, `text` where none is given. words:
+    for each label the word that is scored."""
+
+    settings: Settings
+    template: str
+    words: dict[str, str]
+    items: list[Item]
+
+    @staticmethod
+    def of(settings: Settings) -> "Classification":
+        """Raises UserError for lines that are not so, and for labels that are not among those given."""
+        records, pool = settings.records()
+        template = settings.template or TEXT
+        found = sorted({_label(record) for record in (*records, *pool)})
+        words = _words(settings.labels) if settings.labels else {label: label for label in found}
+        if len(words) < 2:
+            raise UserError(f"one label, {next(iter(words))!r}; expected two or more, or --labels to name them")
+        items, others = ([_labelled(record, template, words) for record in part] for part in (records, pool))
+        return Classification(settings, template, words, _with_shots(settings, items, others))
+
+    def run(self, model: LanguageModel) -> Result:
+        scores, cut = _scored(model, self.items)
+        true_N = np.array([item.answer for item in self.items])
+        predicted_N = np.argmax(np.stack(scores), axis=1)
+        names = list(self.words)
+        counts_LL = confusion(true_N, predicted_N, len(names))
+        figures = {"accuracy": share(true_N == predicted_N), "macro_f1": self._macro_f1(true_N, predicted_N, counts_LL)}
+        protocol = {
+            "scored_by": "log p of each label's word after the text, summed",
+            "template": self.template,
+            "words": ", ".join(f"{label}: {word!r}" for label, word in self.words.items()),
+            "intervals": "Wilson's; macro F1: bootstrap over the examples",
+            **self.settings.protocol(),
+            **protocol_of(model, cut),
+        }
+        tables = {
+            "labels": _label_rows(names, counts_LL),
+            "confusion": [
+                {"true": name, **dict(zip(names, row, strict=True))}
+                for name, row in zip(names, counts_LL.tolist(), strict=True)
+            ],
+        }
+        return Result("classification", len(self.items), protocol, figures, tables)
+
+    def _macro_f1(self, true_N: np.ndarray, predicted_N: np.ndarray, counts_LL: np.ndarray) -> Figure:
+        def statistic(index_RN: np.ndarray) -> np.ndarray:
+            return macro_f1(confusion(true_N[index_RN], predicted_N[index_RN], len(self.words)))
+
+        found = bootstrap(statistic, len(true_N), self.settings.seed)
+        return Figure(float(macro_f1(counts_LL)), *(found or (None, None)))
+
+
+def _label_rows(names: list[str], counts_LL: np.ndarray) -> list[dict]:
+    f1_L, rows = label_f1(counts_LL), []
+    for i, name in enumerate(names):
+        right, true, predicted = (int(n) for n in (counts_LL[i, i], counts_LL[i].sum(), counts_LL[:, i].sum()))
+        rows.append(
+            {
+                "label": name, "examples": true, "predicted": predicted,
+                "precision": right / predicted if predicted else None,
+                "recall": right / true if true else None, "recall_interval_95": wilson(right, true) if true else None,
+                "f1": float(f1_L[i]),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _label(record: Record) -> str:
+    _, label = record.field("label")
+    if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+        raise record.wrong(f"'label' is {label!r}; expected a text or a whole number")
+    return str(label)
+
+
+def _labelled(record: Record, template: str, words: dict[str, str]) -> Item:
+    label = _label(record)
+    if label not in words:
+        raise record.wrong(f"'label' is {label!r}; expected one of {', '.join(map(repr, words))}")
+    return Item(record.where, filled(template, record), tuple(words.values()), list(words).index(label))
+
+
+def _words(text: str) -> dict[str, str]:
+    """Of "0=bad,1=good": {"0": "bad", "1": "good"}; a label without a word is its own."""
+    words = {}
+    for part in text.split(","):
+        label, equals, word = (x.strip() for x in part.partition("="))
+        word = word if equals else label
+        if not word or label in words or word in words.values():
+            raise UserError(f"--labels {text}: expected LABEL=WORD,LABEL=WORD with labels and words that differ")
+        words[label] = word
+    return words

@@ -1,0 +1,87 @@
+"""Minimal pairs: how often the acceptable sentence is the more probable one (BLiMP, arXiv:1912.00582)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
+from lmjax.evaluate.result import Figure, Result, share
+from lmjax.evaluate.settings import Settings
+from lmjax.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """paradigm: the line's UID, or its file. term, field: its linguistics_term and field, where it has them."""
+
+    where: str
+    good: str
+    bad: str
+    paradigm: str
+    term: str | None
+    field: str | None
+
+
+@dataclass(frozen=True)
+class MinimalPairs:
+    """BLiMP's lines: `sentence_good`, `sentence_bad`, and `UID`, `linguistics_term`, `field` where they are there. The
+    limit holds for each paradigm."""
+
+    settings: Settings
+    pairs: list[Sentences]
+
+    @staticmethod
+    def of(settings: Settings) -> "MinimalPairs":
+        """Raises UserError for lines that are not so."""
+        pairs, seen = [], {}
+        records, _ = Settings(data=settings.data).records()
+        for record in records:
+            kinds = {name: record.text(name) for name in ("UID", "linguistics_term", "field") if name in record.values}
+            paradigm = kinds.get("UID", record.file)
+            seen[paradigm] = seen.get(paradigm, 0) + 1
+            if settings.limit is None or seen[paradigm] <= settings.limit:
+                good, bad = record.text("sentence_good"), record.text("sentence_bad")
+                more = (kinds.get("linguistics_term"), kinds.get("field"))
+                pairs.append(Sentences(record.where, good, bad, paradigm, *more))
+        return MinimalPairs(settings, pairs)
+
+    def run(self, model: LanguageModel) -> Result:
+        texts = [(text, pair.where) for pair in self.pairs for text in (pair.good, pair.bad)]
+        found = log_likelihoods(model, [encode_pair(model, "", text, where) for text, where in texts])
+        right = found.sums[::2] > found.sums[1::2]
+        paradigms = {}
+        for pair, is_right in zip(self.pairs, right.tolist(), strict=True):
+            paradigms.setdefault(pair.paradigm, []).append((pair, is_right))
+        accuracies = {name: share([r for _, r in members]) for name, members in paradigms.items()}
+        overall = _mean(list(accuracies.values()))
+        rows = [
+            {
+                "paradigm": name, "pairs": len(paradigms[name]), "accuracy": figure.value, "stderr": figure.stderr,
+                "interval_95": figure.interval,
+            }
+            for name, figure in accuracies.items()
+        ]  # fmt: skip
+        tables = {"paradigms": rows}
+        for kind in ("term", "field"):
+            groups = {}
+            for name, members in paradigms.items():
+                groups.setdefault(getattr(members[0][0], kind), []).append(accuracies[name])
+            if set(groups) != {None}:
+                tables[f"{kind}s"] = [
+                    {kind: name, "paradigms": len(each), "accuracy": _mean(each).value, "stderr": _mean(each).stderr}
+                    for name, each in groups.items()
+                ]
+        protocol = {
+            "scored_by": "log p of each whole sentence, without normalisation; a tie counts as wrong",
+            "overall": "mean over the paradigms",
+            "limit_of_a_paradigm": self.settings.limit,
+            **protocol_of(model, found.cut),
+        }
+        return Result("minimal-pairs", len(self.pairs), protocol, {"accuracy": overall}, tables)
+
+
+def _mean(accuracies: list[Figure]) -> Figure:
+    """Over paradigms that are what they are: its error is that of the pairs drawn in each."""
+    values, errors = [figure.value for figure in accuracies], [figure.stderr for figure in accuracies]
+    known = None not in errors
+    return Figure(float(np.mean(values)), float(np.linalg.norm(errors)) / len(errors) if known else None)

@@ -1,0 +1,75 @@
+"""Perplexity of whole texts, every token scored once, over words, bytes and tokens."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmjax.data.sources import json_lines
+from lmjax.errors import UserError, path_text
+from lmjax.evaluate.likelihood import log_likelihoods, prefix_ids, protocol_of, rolling_pairs
+from lmjax.evaluate.records import files
+from lmjax.evaluate.result import Figure, Result
+from lmjax.evaluate.settings import Settings
+from lmjax.language_model import LanguageModel
+from lmjax.tasks.text_metrics import bootstrap
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Texts: the `text` of each line of a .jsonl file, any other file as one."""
+
+    settings: Settings
+    texts: list[str]
+
+    @staticmethod
+    def of(settings: Settings) -> "Perplexity":
+        """Raises UserError where there is no text."""
+        texts = []
+        for file, content in files(settings.data, "--data"):
+            lines = ".jsonl" in file.suffixes
+            texts += [text for _, text in json_lines(content, "text", file)] if lines else [content]
+        texts = [text for text in texts if text][: settings.limit]
+        if not texts:
+            raise UserError(f"--data {path_text(settings.data)}: no text in it")
+        return Perplexity(settings, texts)
+
+    def run(self, model: LanguageModel) -> Result:
+        # BOS is given and not scored
+        ids = [model.tokenizer.encode(text) for text in self.texts]
+        prefix = prefix_ids(model)
+        pairs = [rolling_pairs(prefix, one, model.cfg.context) for one in ids]
+        scored = np.array([sum(len(pair.continuation) for pair in parts) for parts in pairs])
+        if scored.sum() == 0:
+            raise UserError(f"--data {path_text(self.settings.data)}: no token that follows another")
+        found = log_likelihoods(model, [pair for parts in pairs for pair in parts])
+        text_of_pair = np.repeat(np.arange(len(pairs)), [len(parts) for parts in pairs])
+        nats_N = -np.bincount(text_of_pair, found.sums, minlength=len(pairs))
+        sizes = {
+            "word": np.array([len(re.split(r"\s+", text)) for text in self.texts]),
+            "byte": np.array([len(text.encode()) for text in self.texts]),
+            "token": scored,
+        }
+        figures = {f"{unit}_perplexity": self._rate(nats_N, size_N, math.exp) for unit, size_N in sizes.items()}
+        figures["bits_per_byte"] = self._rate(nats_N, sizes["byte"], lambda nats: nats / math.log(2))
+        protocol = {
+            "scored_by": f"log p of every token once, in windows of {model.cfg.context} given the token before them, "
+            "the last one of a text given as much as there is room for",
+            "words": "what white space parts, as lm-eval counts",
+            "intervals": "bootstrap over the texts",
+            "limit": self.settings.limit,
+            **protocol_of(model),
+        }
+        totals = {f"{unit}s": int(size.sum()) for unit, size in sizes.items()} | {"nats": float(nats_N.sum())}
+        return Result("perplexity", len(self.texts), protocol, figures, extra={"totals": totals})
+
+    def _rate(self, nats_N: np.ndarray, size_N: np.ndarray, unit) -> Figure:
+        """unit(all nats over all sizes); each text counts as much as it has."""
+
+        def statistic(index_RN: np.ndarray) -> np.ndarray:
+            rates = nats_N[index_RN].sum(1) / np.maximum(size_N[index_RN].sum(1), 1)
+            return np.array([unit(min(rate, 700.0)) for rate in rates])
+
+        (value,) = statistic(np.arange(len(nats_N))[None])
+        return Figure(float(value), *(bootstrap(statistic, len(nats_N), self.settings.seed) or (None, None)))

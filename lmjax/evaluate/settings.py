@@ -1,0 +1,74 @@
+"""What the command line says about a suite, and the examples that stand before an example."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmjax.errors import UserError
+from lmjax.evaluate.records import Record, read
+
+# between examples, and where lm-eval stops a text that is written: its fewshot_delimiter
+SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """data: a file, a glob or a directory. shots: solved examples before each one, drawn by `seed` from shots_from, or
+    from the other examples of data. limit: only the first so many examples are scored. template, labels,
+    max_new_tokens, stop: of the suites that have them; None where they are not given."""
+
+    data: str
+    shots: int = 0
+    shots_from: str | None = None
+    seed: int = 0
+    limit: int | None = None
+    template: str | None = None
+    labels: str | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.shots < 0:
+            raise UserError(f"--shots {self.shots}: expected 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit {self.limit}: expected a positive number")
+        if self.shots_from and not self.shots:
+            raise UserError("--shots_from: expected --shots N too")
+
+    def records(self) -> tuple[list[Record], list[Record]]:
+        """(those to score, those from which shots are drawn); without shots_from the first ones of the others."""
+        all_of_them = read(self.data, "--data")
+        pool = read(self.shots_from, "--shots_from") if self.shots_from else all_of_them
+        have = len(pool) - (self.shots_from is None)
+        if self.shots > have:
+            raise UserError(f"--shots {self.shots}: there are {have} other examples")
+        return all_of_them[: self.limit], pool if self.shots else []
+
+    def before(self, count: int, solved: list[str]) -> list[str]:
+        """What stands before each of `count` examples: shots out of `solved`, never an example itself."""
+        if not self.shots:
+            return [""] * count
+        own, found = self.shots_from is None, []
+        for i in range(count):
+            drawn = np.random.default_rng((self.seed, i)).choice(len(solved) - own, self.shots, replace=False)
+            # without its own place the others move up
+            drawn = drawn + (drawn >= i) if own else drawn
+            found.append("".join(solved[j] + SEPARATOR for j in drawn))
+        return found
+
+    def protocol(self) -> dict[str, str | int | None]:
+        source = self.shots_from or "the other examples"
+        shots = f"{self.shots}, of {source}, seed {self.seed}" if self.shots else "0"
+        return {"shots": shots, "limit": self.limit}
+
+
+def filled(template: str, record: Record) -> str:
+    """The template with the record's texts in the place of {field}. Raises UserError as `Record.text`."""
+    return re.sub(r"\{(\w+)\}", lambda match: record.text(match[1]), template)
+
+
+def follows(context: str, answer: str) -> str:
+    """The answer as it stands after the context: after a space, unless one of them has white space there already."""
+    apart = not context or context[-1].isspace() or answer[:1].isspace()
+    return answer if apart else f" {answer}"

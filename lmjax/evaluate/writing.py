@@ -1,0 +1,125 @@
+"""Suites in which the model writes: the text that it continues a prompt with, against references."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from lmjax.errors import UserError
+from lmjax.evaluate.likelihood import prefix_ids, protocol_of
+from lmjax.evaluate.progress import followed
+from lmjax.evaluate.records import Record
+from lmjax.evaluate.result import Figure, Result, share
+from lmjax.evaluate.settings import SEPARATOR, Settings, filled, follows
+from lmjax.generate.decode import generate
+from lmjax.generate.sampling import Choice, choice
+from lmjax.generate.text import prompt_ids
+from lmjax.language_model import LanguageModel
+from lmjax.tasks import text_metrics
+from lmjax.tasks.text_metrics import Interval, bootstrap, standard_error
+
+NEW_TOKENS = 64
+ROWS_ON_CPU, ROWS = 8, 64
+
+
+class Written(NamedTuple):
+    """texts: what was written after each prompt, up to a stop. cut: how many prompts lost their beginning."""
+
+    texts: list[str]
+    cut: int
+
+
+def write_until(
+    model: LanguageModel, prompts: list[str], stops: tuple[str, ...], max_new_tokens: int, how: Choice, seed: int = 0
+) -> Written:
+    """What the model writes after each prompt, up to the first of the stop strings, which is no part of it, or up to
+    one of the tokenizer's own. A prompt that leaves no room for max_new_tokens loses its beginning, as in lm-eval.
+    Raises UserError where the context has no room for any prompt."""
+    room = model.cfg.context - max_new_tokens
+    if room < 1:
+        raise UserError(f"{max_new_tokens} new tokens leave no room for a prompt in a context of {model.cfg.context}")
+    ids = [prompt_ids(prompt, model.tokenizer) if prompt else prefix_ids(model) for prompt in prompts]
+    kept, texts = [one[-room:] for one in ids], [""] * len(ids)
+    # rows of like lengths together; always as many, so that few programs are compiled
+    B = ROWS_ON_CPU if jax.default_backend() == "cpu" else ROWS
+    order = np.argsort([len(one) for one in kept], kind="stable")[::-1]
+    for index in followed([order[i : i + B] for i in range(0, len(order), B)], len(order), len):
+        rows = [kept[i] for i in [*index, *[index[-1]] * (B - len(index))]]
+        news = generate(
+            model.cfg, model.params, rows, max_new_tokens=max_new_tokens, how=how, seed=seed,
+            stops=model.tokenizer.policy.stops, known=model.tokenizer.vocab_size,
+        )  # fmt: skip
+        for i, new in zip(index, news, strict=False):
+            texts[i] = _up_to(_decoded(model, kept[i], new), stops)
+    return Written(texts, sum(len(one) > room for one in ids))
+
+
+def _decoded(model: LanguageModel, before: np.ndarray, new: np.ndarray) -> str:
+    """Decoded together, where the tokenizer would take a space at the beginning for its own."""
+    whole, head = model.tokenizer.decode([*before, *new]), model.tokenizer.decode(before)
+    return whole[len(head) :] if whole.startswith(head) else model.tokenizer.decode(new)
+
+
+def _up_to(text: str, stops: tuple[str, ...]) -> str:
+    return text[: min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))]
+
+
+@dataclass(frozen=True)
+class Task:
+    prompt: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Lines with `prompt` (or what the template names) and `references`, or `reference`: a text or several."""
+
+    settings: Settings
+    template: str
+    tasks: list[Task]
+
+    @staticmethod
+    def of(settings: Settings) -> "Generation":
+        """Raises UserError for lines that are not so."""
+        records, pool = settings.records()
+        template = settings.template or "{prompt}"
+        tasks, others = ([_task(record, template) for record in part] for part in (records, pool))
+        solved = [other.prompt + follows(other.prompt, other.references[0]) for other in others]
+        before = settings.before(len(tasks), solved)
+        tasks = [Task(shots + task.prompt, task.references) for shots, task in zip(before, tasks, strict=True)]
+        return Generation(settings, template, tasks)
+
+    def run(self, model: LanguageModel) -> Result:
+        room = self.settings.max_new_tokens or NEW_TOKENS
+        stops = (SEPARATOR,) if self.settings.stop is None else self.settings.stop
+        written = write_until(model, [task.prompt for task in self.tasks], stops, room, choice())
+        texts, references = [text.strip() for text in written.texts], [task.references for task in self.tasks]
+        both = list(zip(texts, references, strict=True))
+        bleu, chrf = text_metrics.bleu(texts, references), text_metrics.chrf(texts, references)
+        figures = {
+            "exact_match": share([text_metrics.exact_match(*pair) == 1 for pair in both]),
+            "f1": self._mean([text_metrics.f1(*pair) for pair in both]),
+            "bleu": Figure(bleu.score, interval=bleu.interval),
+            "chrf": Figure(chrf.score, interval=chrf.interval),
+        }
+        protocol = {
+            "written": f"greedily, up to {room} tokens, an end token or {', '.join(map(repr, stops)) or 'no string'}",
+            "template": self.template,
+            "exact_match_and_f1": "SQuAD v1.1's, the best of the references; f1's interval by bootstrap",
+            "bleu": bleu.signature,
+            "chrf": chrf.signature,
+            **self.settings.protocol(),
+            **protocol_of(model, written.cut),
+        }
+        return Result("generation", len(self.tasks), protocol, figures, extra={"texts": texts})
+
+    def _mean(self, values: list[float]) -> Figure:
+        array = np.array(values)
+        found = bootstrap(lambda index_RN: array[index_RN].mean(1), len(array), self.settings.seed)
+        interval: Interval | None = found and found[1]
+        return Figure(float(array.mean()), standard_error(array), interval)
+
+
+def _task(record: Record, template: str) -> Task:
+    return Task(filled(template, record), record.texts("references", "reference"))
