@@ -140,7 +140,7 @@ class Classification:
         tables = {
             "labels": _label_rows(names, counts_LL),
             "confusion": [
-                {"true": name, **dict(zip(names, row, strict=True))}
+                {"true_label": name, **dict(zip(names, row, strict=True))}
                 for name, row in zip(names, counts_LL.tolist(), strict=True)
             ],
         }

@@ -50,8 +50,10 @@ class Result:
 
     def lines(self) -> list[str]:
         """The protocol, the figures and the tables."""
-        kept = [f"{what.replace('_', ' ')}: {how}" for what, how in self.protocol.items() if how is not None]
-        told = [f"protocol: {'; '.join(kept)}"]
+        told = ["protocol:"]
+        for what, how in self.protocol.items():
+            if how is not None:
+                told.append(f"  {what.replace('_', ' ')}: {one_line(how)}")
         rows = [
             {"metric": name, "value": f.value, "stderr": f.stderr, "interval_95": f.interval}
             for name, f in self.figures.items()
@@ -60,6 +62,11 @@ class Result:
         for title, rows in self.tables.items():
             told += ["", f"{title}:", *table(rows)]
         return told
+
+
+def one_line(value: object) -> str:
+    """A template with line feeds as it is written in Python; all else as it is."""
+    return repr(value) if isinstance(value, str) and not value.isprintable() else str(value)
 
 
 def table(rows: list[dict]) -> list[str]:
@@ -77,4 +84,4 @@ def _cell(value: object) -> str:
             return f"{_cell(low)} to {_cell(high)}"
         case float():
             return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.6g}"
-    return str(value)
+    return one_line(value)

@@ -29,10 +29,6 @@ class Settings:
     stop: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        if self.shots < 0:
-            raise UserError(f"--shots {self.shots}: expected 0 or more")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit {self.limit}: expected a positive number")
         if self.shots_from and not self.shots:
             raise UserError("--shots_from: expected --shots N too")
 

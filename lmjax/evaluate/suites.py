@@ -49,7 +49,12 @@ def chosen(options):
         raise UserError(f"--suite {name}: no such suite; {known}")
     given = {option: getattr(options, option) for option in OF_SUITES}
     given = {option: value for option, value in given.items() if value is not None}
-    for option in given.keys() - TAKES[kind]:
+    least = {"limit": 1, "max_new_tokens": 1, "shots": 0, "seed": 0}
+    for option, smallest in least.items():
+        value = getattr(options, option)
+        if value is not None and value < smallest:
+            raise UserError(f"--{option} {value}: expected {smallest} or more")
+    for option in sorted(given.keys() - TAKES[kind]):
         raise UserError(f"--{option}: {kind} takes no such option")
     if kind == HARNESS:
         if options.data:

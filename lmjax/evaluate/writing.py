@@ -100,15 +100,16 @@ class Generation:
         figures = {
             "exact_match": share([text_metrics.exact_match(*pair) == 1 for pair in both]),
             "f1": self._mean([text_metrics.f1(*pair) for pair in both]),
-            "bleu": Figure(bleu.score, interval=bleu.interval),
-            "chrf": Figure(chrf.score, interval=chrf.interval),
+            "bleu": Figure(bleu.score, bleu.stderr, bleu.interval),
+            "chrf": Figure(chrf.score, chrf.stderr, chrf.interval),
         }
         protocol = {
             "written": f"greedily, up to {room} tokens, an end token or {', '.join(map(repr, stops)) or 'no string'}",
             "template": self.template,
-            "exact_match_and_f1": "SQuAD v1.1's, the best of the references; f1's interval by bootstrap",
+            "exact_match_and_f1": "SQuAD v1.1's, the best of the references",
             "bleu": bleu.signature,
             "chrf": chrf.signature,
+            "intervals": "exact match: Wilson's; the others: bootstrap over the examples",
             **self.settings.protocol(),
             **protocol_of(model, written.cut),
         }

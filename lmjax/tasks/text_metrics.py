@@ -28,10 +28,11 @@ class Interval(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """A corpus score by sacrebleu, with its bootstrap interval (None of one text) and the signature that says all
-    settings and the version."""
+    """A corpus score by sacrebleu, its error and interval by bootstrap over the texts (None of one text), and the
+    signature that says all settings and the version."""
 
     score: float
+    stderr: float | None
     interval: Interval | None
     signature: str
 
@@ -82,13 +83,15 @@ def _corpus(metric, predictions: Sequence[str], references: Sequence[Sequence[st
     logging.getLogger("sacrebleu").setLevel(logging.ERROR)
     most = max(map(len, references))
     streams = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
-    resamples = RESAMPLES if len(predictions) > 1 else 1
-    found = metric.corpus_score(list(predictions), streams, n_bootstrap=resamples)
-    interval = None
-    if resamples > 1:
-        # the ends of sacrebleu's interval lie evenly around its resamples' mean
-        interval = Interval(max(0.0, found._mean - found._ci), min(100.0, found._mean + found._ci))
-    return Corpus(found.score, interval, str(metric.get_signature()))
+    stats_NI = np.asarray(metric._extract_corpus_statistics(list(predictions), streams))
+
+    def scores(index_RN: np.ndarray) -> np.ndarray:
+        return np.array([metric._compute_score_from_stats(stats_NI[index].sum(0).tolist()).score for index in index_RN])
+
+    # its own bootstrap (2.6) fails where one resample's score is 0
+    (score,) = scores(np.arange(len(predictions))[None])
+    stderr, interval = bootstrap(scores, len(predictions)) or (None, None)
+    return Corpus(float(score), stderr, interval, str(metric.get_signature()))
 
 
 def confusion(true_N: np.ndarray, predicted_N: np.ndarray, labels: int) -> np.ndarray:
@@ -126,7 +129,8 @@ def wilson(successes: float, n: int) -> Interval:
     p, z = successes / n, Z_95
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    # the share lies inside, to the bit, at 0 and 1 too
+    return Interval(max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> tuple[float, Interval] | None:
