@@ -61,6 +61,11 @@ MUTANTS = {
         "lmjax/generate/decode.py", "jnp.where(done_B, S, lengths_B + index)", "jnp.where(done_B, S, lengths_B + index - 1)",
         "tests/generate/test_decode.py::test_greedy_equals_running_the_whole_text_again_for_every_token[llama]",
     ),
+    "a continuation encoded without its context": (
+        "lmjax/evaluate/likelihood.py", "prompt_ids(context + continuation, model.tokenizer)[len(before) :]",
+        "model.tokenizer.encode(continuation)",
+        "tests/evaluate/test_likelihood.py::test_white_space_moves_and_both_are_encoded_together",
+    ),
     "a checksum not looked at": (
         "lmjax/checkpoint.py", "if _sha256(file) != digest:", "if False:",
         "tests/test_checkpoint.py::test_damage_is_found_and_the_newest_good_step_is_used_loudly",
