@@ -109,13 +109,14 @@ def evaluate(options, _) -> int:
 
     from lmjax.data.store import stream_of
     from lmjax.evaluate.held_out import compile_loss, held_out
+    from lmjax.evaluate.suites import OF_SUITES
     from lmjax.loaded import load_model, read_texts
     from lmjax.sharding import Mesh, build_mesh
 
     if options.suite:
         return evaluate_suite(options)
-    if options.data or options.limit:
-        raise UserError("--data and --limit: expected --suite NAME too; a text is given by --text")
+    if given := [name for name in OF_SUITES if getattr(options, name) is not None]:
+        raise UserError(f"--{given[0]}: expected --suite NAME too")
     result_file = _local("--json", options.json) if options.json else None
     loaded = load_model(options.model, _step(options.step))
     if not options.text and loaded.held_out is None:

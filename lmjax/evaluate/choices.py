@@ -6,7 +6,7 @@ import numpy as np
 
 from lmjax.errors import UserError
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
-from lmjax.evaluate.records import Record
+from lmjax.evaluate.records import Record, at
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import Settings, filled, follows
 from lmjax.language_model import LanguageModel
@@ -40,11 +40,10 @@ def _with_shots(settings: Settings, items: list[Item], pool: list[Item]) -> list
 
 def _scored(model: LanguageModel, items: list[Item]) -> tuple[list[np.ndarray], int]:
     """(for each item log p of each of its choices, how many pairs were cut)."""
-    pairs = [
-        encode_pair(model, item.context, follows(item.context, choice), item.where)
-        for item in items
-        for choice in item.choices
-    ]
+    pairs = []
+    for item in items:
+        with at(item.where):
+            pairs += [encode_pair(model, item.context, follows(item.context, choice)) for choice in item.choices]
     found = log_likelihoods(model, pairs)
     return np.split(found.sums, np.cumsum([len(item.choices) for item in items])[:-1]), found.cut
 
@@ -62,8 +61,7 @@ class MultipleChoice:
     def of(settings: Settings) -> "MultipleChoice":
         """Raises UserError for lines that are not so."""
         records, pool = settings.records()
-        name, _ = records[0].field("question", "context") if settings.template is None else ("", "")
-        template = settings.template or (QUESTION if name == "question" else "{context}")
+        template = settings.template or _usual(records[0])
         items, others = ([_choice(record, template) for record in part] for part in (records, pool))
         return MultipleChoice(settings, template, _with_shots(settings, items, others))
 
@@ -85,6 +83,12 @@ class MultipleChoice:
             **protocol_of(model, cut),
         }
         return Result("multiple-choice", len(self.items), protocol, figures)
+
+
+def _usual(record: Record) -> str:
+    if {"question", "context"} <= record.values.keys():
+        raise record.wrong("'question' and 'context'; expected --template TEXT, which says how both are written")
+    return QUESTION if record.field("question", "context")[0] == "question" else "{context}"
 
 
 def _choice(record: Record, template: str) -> Item:

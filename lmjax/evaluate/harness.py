@@ -23,7 +23,7 @@ from lm_eval.utils import handle_non_serializable
 from lmjax.errors import UserError, path_text
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, prefix_ids, protocol_of, rolling_pairs
 from lmjax.evaluate.result import Figure, Result
-from lmjax.evaluate.writing import write_until
+from lmjax.evaluate.writing import ids_of, write_until
 from lmjax.generate.sampling import choice
 from lmjax.generate.text import prompt_ids
 from lmjax.language_model import LanguageModel
@@ -70,7 +70,8 @@ class Harness(LM):
             if unknown := [name for name, value in asked.items() if (name, value) != ("num_beams", 1)]:
                 raise UserError(f"generation_kwargs of the task: {', '.join(unknown)} there is not here")
             how = choice(**how) if sampled else choice()
-            written = write_until(self.model, [requests[i].args[0] for i in members], tuple(stops), room, how)
+            prompts = [ids_of(self.model, requests[i].args[0]) for i in members]
+            written = write_until(self.model, prompts, tuple(stops), room, how)
             self.cut += written.cut
             for i, text in zip(members, written.texts, strict=True):
                 texts[i] = text
@@ -87,7 +88,12 @@ class HarnessTask:
 
     @staticmethod
     def of(
-        name: str, *, limit: int | None, shots: int | None = None, seed: int = OTHER_SEED, include: str | None = None
+        name: str,
+        *,
+        limit: int | None = None,
+        shots: int | None = None,
+        seed: int = OTHER_SEED,
+        include: str | None = None,
     ) -> "HarnessTask":
         """include: a directory of further tasks. shots: None takes the task's own number. Raises UserError where there
         is no such task, or its data cannot be read."""

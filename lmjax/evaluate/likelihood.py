@@ -64,8 +64,10 @@ class _Batch(NamedTuple):
 def prefix_of(model: LanguageModel) -> int | None:
     """The token before a text without context: BOS, else EOS, of the policy or as tokenizer_config.json names them;
     None where the tokenizer has neither."""
-    policy = model.tokenizer.policy
-    named = named_controls(model.path, model.tokenizer) if isinstance(model.path, Path) else {}
+    policy, path = model.tokenizer.policy, model.path
+    # a run's model has seen only what its policy puts there
+    theirs = isinstance(path, Path) and (path / "config.json").is_file()
+    named = named_controls(path, model.tokenizer) if theirs else {}
     known = (policy.bos, named.get("bos"), named.get("eos"), *policy.stops)
     return next((token for token in known if token is not None), None)
 
@@ -83,9 +85,9 @@ def protocol_of(model: LanguageModel, cut: int | None = None) -> dict[str, str |
     return told if cut is None else told | {"longer_ones_cut_on_the_left": cut}
 
 
-def encode_pair(model: LanguageModel, context: str, continuation: str, where: str | None = None) -> Pair:
-    """By the rules above. Without BOS and EOS the first token of a text without context is given. where: the place in
-    the user's file. Raises UserError where nothing is left to score, or more than the model's context."""
+def encode_pair(model: LanguageModel, context: str, continuation: str) -> Pair:
+    """By the rules above. Without BOS and EOS the first token of a text without context is given. Raises UserError
+    where nothing is left to score, or more than the model's context."""
     kept = context.rstrip()
     if kept:
         before = prompt_ids(kept, model.tokenizer)
@@ -95,9 +97,8 @@ def encode_pair(model: LanguageModel, context: str, continuation: str, where: st
     if not len(before):
         before, after = after[:1], after[1:]
     if not 1 <= len(after) <= model.cfg.context:
-        place = "" if where is None else f"{where}: "
         raise UserError(
-            f"{place}{continuation[:40]!r} after {context[-40:]!r} has {len(after)} token(s) to score; expected 1 to "
+            f"{continuation[:40]!r} after {context[-40:]!r} has {len(after)} token(s) to score; expected 1 to "
             f"{model.cfg.context}, the model's context"
         )
     return Pair(before, after)
@@ -124,7 +125,7 @@ def rolling_pairs(prefix: np.ndarray, ids: np.ndarray, context: int) -> list[Pai
 
 def log_likelihoods(model: LanguageModel, pairs: Sequence[Pair]) -> Likelihoods:
     """The scores of all pairs, on the mesh in use, over whose devices the rows are shared; parameters must lie there.
-    A continuation must not be longer than the model's context."""
+    A continuation must not be longer than the model's context. Raises UserError where the model gives NaN."""
     context = model.cfg.context
     rows = [np.concatenate(pair)[-(context + 1) :].astype(np.int32) for pair in pairs]
     counts = np.array([len(pair.continuation) for pair in pairs], int)
@@ -145,6 +146,8 @@ def log_likelihoods(model: LanguageModel, pairs: Sequence[Pair]) -> Likelihoods:
             take(*waiting.popleft())
     for one in waiting:
         take(*one)
+    if not np.isfinite(sums).all():
+        raise UserError(f"the model gives no finite likelihood to {np.sum(~np.isfinite(sums))} of {len(sums)} texts")
     return Likelihoods(sums, greedy, sum(len(pair[0]) + len(pair[1]) > context + 1 for pair in pairs))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
+from lmjax.evaluate.records import at
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import Settings
 from lmjax.language_model import LanguageModel
@@ -46,8 +47,11 @@ class MinimalPairs:
         return MinimalPairs(settings, pairs)
 
     def run(self, model: LanguageModel) -> Result:
-        texts = [(text, pair.where) for pair in self.pairs for text in (pair.good, pair.bad)]
-        found = log_likelihoods(model, [encode_pair(model, "", text, where) for text, where in texts])
+        encoded = []
+        for pair in self.pairs:
+            with at(pair.where):
+                encoded += [encode_pair(model, "", text) for text in (pair.good, pair.bad)]
+        found = log_likelihoods(model, encoded)
         right = found.sums[::2] > found.sums[1::2]
         paradigms = {}
         for pair, is_right in zip(self.pairs, right.tolist(), strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 from lmjax.data.sources import json_lines
 from lmjax.errors import UserError, path_text
 from lmjax.evaluate.likelihood import log_likelihoods, prefix_ids, protocol_of, rolling_pairs
-from lmjax.evaluate.records import files
+from lmjax.evaluate.records import at, files
 from lmjax.evaluate.result import Figure, Result
 from lmjax.evaluate.settings import Settings
 from lmjax.language_model import LanguageModel
@@ -18,26 +18,33 @@ from lmjax.tasks.text_metrics import bootstrap
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Texts: the `text` of each line of a .jsonl file, any other file as one."""
+    """Texts: the `text` of each line of a .jsonl file, any other file as one. places: where each stands."""
 
     settings: Settings
     texts: list[str]
+    places: list[str]
 
     @staticmethod
     def of(settings: Settings) -> "Perplexity":
         """Raises UserError where there is no text."""
-        texts = []
+        found = []
         for file, content in files(settings.data, "--data"):
-            lines = ".jsonl" in file.suffixes
-            texts += [text for _, text in json_lines(content, "text", file)] if lines else [content]
-        texts = [text for text in texts if text][: settings.limit]
-        if not texts:
+            name = path_text(file)
+            if ".jsonl" in file.suffixes:
+                found += [(f"{name}:{number}", text) for number, text in json_lines(content, "text", file) if text]
+            elif content:
+                found.append((name, content))
+        if not found:
             raise UserError(f"--data {path_text(settings.data)}: no text in it")
-        return Perplexity(settings, texts)
+        places, texts = zip(*found[: settings.limit], strict=True)
+        return Perplexity(settings, list(texts), list(places))
 
     def run(self, model: LanguageModel) -> Result:
         # BOS is given and not scored
-        ids = [model.tokenizer.encode(text) for text in self.texts]
+        ids = []
+        for where, text in zip(self.places, self.texts, strict=True):
+            with at(where):
+                ids.append(model.tokenizer.encode(text))
         prefix = prefix_ids(model)
         pairs = [rolling_pairs(prefix, one, model.cfg.context) for one in ids]
         scored = np.array([sum(len(pair.continuation) for pair in parts) for parts in pairs])

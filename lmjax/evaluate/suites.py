@@ -35,7 +35,7 @@ TAKES = {
     "generation": {"shots", "shots_from", "seed", "template", "max_new_tokens", "stop"},
     HARNESS: {"shots", "seed", "include"},
 }
-OF_SUITES = ("shots", "shots_from", "seed", "template", "labels", "max_new_tokens", "stop", "include")
+OF_SUITES = ("data", "limit", "shots", "shots_from", "seed", "template", "labels", "max_new_tokens", "stop", "include")
 
 
 def chosen(options):
@@ -47,27 +47,25 @@ def chosen(options):
         near = difflib.get_close_matches(name, TAKES, n=1)
         known = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(SUITES)}, {HARNESS}TASK"
         raise UserError(f"--suite {name}: no such suite; {known}")
-    given = {option: getattr(options, option) for option in OF_SUITES}
-    given = {option: value for option, value in given.items() if value is not None}
+    given = {option: getattr(options, option) for option in OF_SUITES if getattr(options, option) is not None}
     least = {"limit": 1, "max_new_tokens": 1, "shots": 0, "seed": 0}
     for option, smallest in least.items():
-        value = getattr(options, option)
-        if value is not None and value < smallest:
-            raise UserError(f"--{option} {value}: expected {smallest} or more")
-    for option in sorted(given.keys() - TAKES[kind]):
+        if given.get(option, smallest) < smallest:
+            raise UserError(f"--{option} {given[option]}: expected {smallest} or more")
+    for option in sorted(given.keys() - TAKES[kind] - {"data", "limit"}):
         raise UserError(f"--{option}: {kind} takes no such option")
     if kind == HARNESS:
-        if options.data:
+        if "data" in given:
             raise UserError(f"--data: the task of {HARNESS} says itself what it reads")
-        return _harness().HarnessTask.of(name.removeprefix(HARNESS), limit=options.limit, **given)
-    if not options.data:
+        return _harness().HarnessTask.of(name.removeprefix(HARNESS), **given)
+    if "data" not in given:
         raise UserError(f"--suite {name}: expected --data FILE")
     # a shell passes \n as two characters
     if "template" in given:
         given["template"] = given["template"].replace("\\n", "\n")
     if "stop" in given:
         given["stop"] = tuple(stop.replace("\\n", "\n") for stop in given["stop"])
-    return SUITES[name].of(Settings(data=options.data, limit=options.limit, **given))
+    return SUITES[name].of(Settings(**given))
 
 
 def _harness():

@@ -9,7 +9,7 @@ import numpy as np
 from lmjax.errors import UserError
 from lmjax.evaluate.likelihood import prefix_ids, protocol_of
 from lmjax.evaluate.progress import followed
-from lmjax.evaluate.records import Record
+from lmjax.evaluate.records import Record, at
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import SEPARATOR, Settings, filled, follows
 from lmjax.generate.decode import generate
@@ -30,8 +30,13 @@ class Written(NamedTuple):
     cut: int
 
 
+def ids_of(model: LanguageModel, prompt: str) -> np.ndarray:
+    """A prompt as the beginning of a text; of an empty one the prefix alone."""
+    return prompt_ids(prompt, model.tokenizer) if prompt else prefix_ids(model)
+
+
 def write_until(
-    model: LanguageModel, prompts: list[str], stops: tuple[str, ...], max_new_tokens: int, how: Choice, seed: int = 0
+    model: LanguageModel, ids: list[np.ndarray], stops: tuple[str, ...], max_new_tokens: int, how: Choice, seed: int = 0
 ) -> Written:
     """What the model writes after each prompt, up to the first of the stop strings, which is no part of it, or up to
     one of the tokenizer's own. A prompt that leaves no room for max_new_tokens loses its beginning, as in lm-eval.
@@ -39,7 +44,6 @@ def write_until(
     room = model.cfg.context - max_new_tokens
     if room < 1:
         raise UserError(f"{max_new_tokens} new tokens leave no room for a prompt in a context of {model.cfg.context}")
-    ids = [prompt_ids(prompt, model.tokenizer) if prompt else prefix_ids(model) for prompt in prompts]
     kept, texts = [one[-room:] for one in ids], [""] * len(ids)
     # rows of like lengths together; always as many, so that few programs are compiled
     B = ROWS_ON_CPU if jax.default_backend() == "cpu" else ROWS
@@ -67,6 +71,9 @@ def _up_to(text: str, stops: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Task:
+    """prompt: with what stands before it."""
+
+    where: str
     prompt: str
     references: tuple[str, ...]
 
@@ -87,13 +94,19 @@ class Generation:
         tasks, others = ([_task(record, template) for record in part] for part in (records, pool))
         solved = [other.prompt + follows(other.prompt, other.references[0]) for other in others]
         before = settings.before(len(tasks), solved)
-        tasks = [Task(shots + task.prompt, task.references) for shots, task in zip(before, tasks, strict=True)]
+        tasks = [
+            Task(task.where, shots + task.prompt, task.references) for shots, task in zip(before, tasks, strict=True)
+        ]
         return Generation(settings, template, tasks)
 
     def run(self, model: LanguageModel) -> Result:
         room = self.settings.max_new_tokens or NEW_TOKENS
         stops = (SEPARATOR,) if self.settings.stop is None else self.settings.stop
-        written = write_until(model, [task.prompt for task in self.tasks], stops, room, choice())
+        prompts = []
+        for task in self.tasks:
+            with at(task.where):
+                prompts.append(ids_of(model, task.prompt))
+        written = write_until(model, prompts, stops, room, choice())
         texts, references = [text.strip() for text in written.texts], [task.references for task in self.tasks]
         both = list(zip(texts, references, strict=True))
         bleu, chrf = text_metrics.bleu(texts, references), text_metrics.chrf(texts, references)
@@ -123,4 +136,4 @@ class Generation:
 
 
 def _task(record: Record, template: str) -> Task:
-    return Task(filled(template, record), record.texts("references", "reference"))
+    return Task(record.where, filled(template, record), record.texts("references", "reference"))

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import run as command_line
 from lmjax import commands
 from lmjax.data.store import stream_of
 from lmjax.errors import UserError
@@ -107,14 +108,11 @@ def test_evaluate_gives_the_runs_final_loss_again(tmp_path, documents, capsys):
     (tmp_path / "tail.txt").write_text(text[8100:])
     final = [json.loads(line) for line in (moved / "metrics.jsonl").read_text().splitlines()][-1]
 
-    class Options:
-        context, weights = None, "float32"
-        suite = data = limit = None
-        model, step, text, json = str(moved), None, None, str(tmp_path / "out.json")
-
+    words = ["--model", str(moved), "--json", str(tmp_path / "out.json")]
+    options = command_line.parser_for("evaluate").parse_args(words)
     for given in (None, str(tmp_path / "tail.txt"), str(moved / "held_out.jsonl")):
-        Options.text = given
-        assert commands.run("evaluate", Options, []) == 0
+        options.text = given
+        assert commands.run("evaluate", options, []) == 0
         written = json.loads((tmp_path / "out.json").read_text())
         assert written["eval_loss"] == final["eval_loss"]
         assert written["bits_per_byte"] == final["bits_per_byte"]

@@ -11,6 +11,7 @@ from lmjax.generate.decode import generate
 from lmjax.generate.sampling import choice
 from lmjax.language_model import LanguageModel
 from lmjax.sharding import Mesh, build_mesh
+from lmjax.tokenizers import SentencePiece
 from tests import reference, tiny
 from tests.evaluate.models import byte_model, merging_model
 
@@ -107,13 +108,29 @@ def test_what_stands_before_a_text_without_context(tmp_path):
     assert encode_pair(with_bos, " ", "ab").continuation.tolist() == [32, 97, 98]
     assert encode_pair(with_bos, "x", "ab").context.tolist() == [256, 120]
     assert prefix_of(merging_model(tmp_path)) == 263  # no BOS: the token that ends a text
+    assert prefix_of(unknown_to_its_run(tmp_path)) is None
     with_neither = byte_model(tmp_path, bos=False)
     pair = encode_pair(with_neither, "", "ab")
     assert (pair.context.tolist(), pair.continuation.tolist()) == ([97], [98])
-    with pytest.raises(UserError, match=r"^f:3: 'a' after '' has 0 token\(s\) to score; expected 1 to 24"):
-        encode_pair(with_neither, "", "a", "f:3")
+    with pytest.raises(UserError, match=r"^'a' after '' has 0 token\(s\) to score; expected 1 to 24"):
+        encode_pair(with_neither, "", "a")
     with pytest.raises(UserError, match=r"has 25 token\(s\) to score"):
         encode_pair(with_bos, "x", "a" * 25)
+
+
+def unknown_to_its_run(path) -> LanguageModel:
+    """SentencePiece has a BOS, which this run's policy never put before a text."""
+    tokenizer = SentencePiece(vocab_size=300, bos=False, eos=False).build(lambda: [tiny.text(3000)])
+    return LanguageModel(CFG, {"blocks": ()}, tokenizer, path)
+
+
+def test_a_model_of_nan_is_refused():
+    model = model_of()
+    broken = LanguageModel(
+        model.cfg, model.params | {"embedding": model.params["embedding"] * np.nan}, model.tokenizer, None
+    )
+    with pytest.raises(UserError, match="no finite likelihood to 5 of 5 texts"):
+        log_likelihoods(broken, random_pairs(5))
 
 
 def test_rolling_windows_are_those_of_lm_evals_docstring():

@@ -15,7 +15,7 @@ from lmjax.evaluate.likelihood import encode_pair, log_likelihoods
 from lmjax.evaluate.minimal_pairs import MinimalPairs
 from lmjax.evaluate.rolling import Perplexity
 from lmjax.evaluate.settings import Settings
-from lmjax.evaluate.writing import Generation, write_until
+from lmjax.evaluate.writing import Generation, ids_of, write_until
 from lmjax.generate.sampling import choice
 from lmjax.tasks import text_metrics
 from tests import tiny
@@ -166,18 +166,20 @@ def suites_pair(context, continuation):
 
 def test_what_is_written_ends_before_the_first_stop(model):
     prompts = ["the", "a model reads", "x" * 100, ""]
-    free = write_until(model, prompts, (), 12, choice())
+    free = write_until(model, [ids_of(model, p) for p in prompts], (), 12, choice())
     assert free.cut == 1 and all(free.texts)
-    alone = [write_until(model, [prompt], (), 12, choice()).texts[0] for prompt in prompts]
+    alone = [write_until(model, [ids_of(model, prompt)], (), 12, choice()).texts[0] for prompt in prompts]
     assert alone == free.texts
     stop = free.texts[0][3:5]
-    stopped = write_until(model, prompts, ("never there", stop), 12, choice()).texts
+    stopped = write_until(model, [ids_of(model, p) for p in prompts], ("never there", stop), 12, choice()).texts
     assert stopped == [text.split(stop)[0] for text in free.texts] != free.texts
 
 
 def test_generation_scores_what_was_written(model, tmp_path):
     prompts = ["the", "a model"]
-    texts = [text.strip() for text in write_until(model, prompts, ("\n\n",), 6, choice()).texts]
+    texts = [
+        text.strip() for text in write_until(model, [ids_of(model, p) for p in prompts], ("\n\n",), 6, choice()).texts
+    ]
     lines = [{"prompt": prompts[0], "references": ["no", texts[0]]}, {"prompt": prompts[1], "reference": "other"}]
     settings = Settings(data=str(write_lines(tmp_path / "g.jsonl", *lines)), max_new_tokens=6)
     result = Generation.of(settings).run(model)
@@ -220,7 +222,7 @@ QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
         ("multiple-choice", QUESTION + "\n[1]\n", [], "d.jsonl:3: [1]; expected an object of JSON"),
         ("multiple-choice", '{"question": "q", "choises": ["a"], "answer": 0}', [], "d.jsonl:1: no field 'choices'; is 'choises' meant to be that?"),
         ("multiple-choice", '{"x": 1}', [], "d.jsonl:1: no field 'question' or 'context'; it has 'x'"),
-        ("multiple-choice", '{"question": "q", "context": "c"}', [], "d.jsonl:1: expected 'question' or 'context', not both"),
+        ("multiple-choice", '{"question": "q", "context": "c"}', [], "d.jsonl:1: 'question' and 'context'; expected --template TEXT"),
         ("multiple-choice", '{"question": 3, "choices": ["a", "b"], "answer": 0}', [], "d.jsonl:1: 'question' is 3; expected a text"),
         ("multiple-choice", '{"question": "q", "choices": [1, 2], "answer": 0}', [], "d.jsonl:1: 'choices' is 1; expected a text"),
         ("multiple-choice", '{"question": "q", "choices": {}, "answer": 0}', [], "d.jsonl:1: 'choices' is {}; expected a list of texts"),
@@ -258,7 +260,8 @@ def test_mistakes(suite, content, more, message, trained, tmp_path, capsys):
 
 def test_mistakes_without_a_suite_or_its_data(trained, tmp_path, capsys):
     words = ["evaluate", "--model", trained / "run"]
-    assert "--data and --limit: expected --suite NAME too" in fails([*words, "--data", "x"], capsys)
+    assert "--data: expected --suite NAME too" in fails([*words, "--data", "x"], capsys)
+    assert "--shots: expected --suite NAME too" in fails([*words, "--shots", "0"], capsys)
     assert "--suite perplexity: expected --data FILE" in fails([*words, "--suite", "perplexity"], capsys)
     assert "--data nope: no such file" in fails([*words, "--suite", "perplexity", "--data", "nope"], capsys)
     assert "--data: the task of lm-eval: says itself" in fails([*words, "--suite", "lm-eval:x", "--data", "x"], capsys)
