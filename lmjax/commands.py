@@ -117,7 +117,7 @@ def evaluate(options, _) -> int:
         return evaluate_suite(options)
     if given := [name for name in OF_SUITES if getattr(options, name) is not None]:
         raise UserError(f"--{given[0]}: expected --suite NAME too")
-    result_file = _local("--json", options.json) if options.json else None
+    result_file = _result_file(options.json)
     loaded = load_model(options.model, _step(options.step))
     if not options.text and loaded.held_out is None:
         raise UserError(f"--text FILE is needed: {options.model} is not a run, and has no held-out text of its own")
@@ -154,7 +154,7 @@ def evaluate_suite(options) -> int:
 
     if options.text:
         raise UserError("--text: a suite reads --data FILE")
-    result_file = _local("--json", options.json) if options.json else None
+    result_file = _result_file(options.json)
     suite = suites.chosen(options)
     loaded = load_model(options.model, _step(options.step), stacked=False)
     cfg = with_context(loaded.experiment, options.context).model
@@ -248,6 +248,16 @@ def _local(option: str, text: str) -> Path:
     if is_url(text):
         raise UserError(f"{option} {path_text(text)}: expected a path of this machine")
     return Path(text)
+
+
+def _result_file(text: str | None) -> Path | None:
+    """Where the figures of --json go, seen before they are computed."""
+    if text is None:
+        return None
+    file = _local("--json", text)
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise UserError(f"--json {path_text(text)}: expected a file in a directory that exists")
+    return file
 
 
 def _step(text: str | None) -> int | str | None:

@@ -30,7 +30,7 @@ from lmjax.tasks.loss import loss_chunk
 
 # lengths are padded to these times powers of two: what is shorter is padding that a CPU computes
 SHORTEST_ON_CPU, SHORTEST = 32, 128
-# tokens that are computed together, where the rows are short enough
+# tokens that a device computes together, where the rows are short enough
 TOKENS_ON_CPU, TOKENS = 2048, 16384
 
 
@@ -168,8 +168,7 @@ def _batches(rows: list[np.ndarray], counts: np.ndarray, context: int) -> Iterat
     order = np.lexsort((counts, widths, lengths))[::-1]
     for T, C in sorted({*zip(lengths.tolist(), widths.tolist(), strict=True)}, reverse=True):
         same = order[(lengths[order] == T) & (widths[order] == C)]
-        B = _padded(len(same), 1, max(1, tokens // T))
-        B = -(-B // devices) * devices
+        B = _padded(-(-len(same) // devices), 1, max(1, tokens // T)) * devices
         for start in range(0, len(same), B):
             yield _batch(same[start : start + B], rows, counts, (B, T, C))
 

@@ -70,7 +70,9 @@ def one_line(value: object) -> str:
 
 
 def table(rows: list[dict]) -> list[str]:
-    """Rows of the same keys, which stand above the columns."""
+    """Rows of the same keys, which stand above the columns; nothing for no rows."""
+    if not rows:
+        return []
     cells = [[str(key) for key in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -237,6 +237,7 @@ QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
         ("multiple-choice", QUESTION, ["--template", "{topic}"], "d.jsonl:1: no field 'topic'; it has 'question', 'choices', 'answer'"),
         ("multiple-choice", QUESTION, ["--labels", "a=b,c=d"], "--labels: multiple-choice takes no such option"),
         ("multiple-choice", QUESTION, ["--text", "t"], "--text: a suite reads --data FILE"),
+        ("multiple-choice", QUESTION, ["--json", "nowhere/x.json"], "--json nowhere/x.json: expected a file in a directory that exists"),
         ("multiple-choice", QUESTION, ["--json", "s3://b/j"], "--json s3://b/j: expected a path of this machine"),
         ("multiple-choice", '{"question": "q", "choices": ["a", "bbbbbbbbbbbbbbbbbbbb"], "answer": 0}', [], "d.jsonl:1: ' bbbbbbbbbbbbbbbbbbbb' after 'Question: q"),
         ("classification", '{"text": "a", "label": "x"}', [], "one label, 'x'; expected two or more"),
