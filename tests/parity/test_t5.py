@@ -1,0 +1,177 @@
+"""T5 v1.0 and v1.1 beside transformers' own: logits, loss, gradients; written, loaded there, and read again."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from lmjax.interop.family import normal
+from lmjax.interop.read import load_params, open_checkpoint
+from lmjax.interop.write import export
+from lmjax.models import transformer
+from tests.interop.directories import change_config
+from tests.interop.test_directories import assert_same
+
+SETTINGS = {
+    "vocab_size": 97, "d_model": 32, "d_kv": 12, "d_ff": 44, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 3,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 21, "layer_norm_epsilon": 3e-3,
+    "dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
+}  # fmt: skip
+V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+# name: (settings, {setting: what it would be if it were ignored})
+MODELS = {
+    "v1.0": (
+        {},
+        {
+            "feed_forward_proj": "gelu", "relative_attention_num_buckets": 12, "relative_attention_max_distance": 128,
+            "layer_norm_epsilon": 1e-6, "scale_decoder_outputs": False,
+        },
+    ),
+    "v1.1": (V1_1, {"feed_forward_proj": "gated-relu", "scale_decoder_outputs": True}),
+}  # fmt: skip
+LENGTHS = np.array([40, 25])
+
+
+def make(name: str, directory, seed: int = 5, **changes):
+    """A model with its attention peaked, saved with its own unembedding where it has one."""
+    config = transformers.T5Config(**SETTINGS | MODELS[name][0] | changes, attn_implementation="eager")
+    torch.manual_seed(seed)
+    model = transformers.T5ForConditionalGeneration(config)
+    if name == "v1.1":
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(97, 32))
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            noise = torch.randn(weight.shape)
+            if weight.dim() < 2:
+                weight.add_(0.3 * noise)
+            elif "relative" in path:
+                weight.copy_(noise)
+            else:
+                # scores are not divided by the root of the head's width
+                wide, narrow = (
+                    any(part in path for part in ("shared", "lm_head")),
+                    path.endswith(("q.weight", "k.weight")),
+                )
+                weight.copy_(noise * (0.8 if wide else (0.7 if narrow else 1.6) / weight.shape[-1] ** 0.5))
+    model.eval().save_pretrained(directory)
+    return model
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request, tmp_path_factory):
+    """(name, directory, the original, source, which of its tokens are there, the decoder's inputs)."""
+    directory = tmp_path_factory.mktemp("t5") / "original"
+    model = make(request.param, directory)
+    rng = np.random.default_rng(3)
+    here = np.arange(40) < LENGTHS[:, None]
+    source = np.where(here, rng.integers(2, 97, here.shape), 0).astype(np.int32)
+    return request.param, directory, model, source, here, rng.integers(2, 97, (2, 30)).astype(np.int32)
+
+
+def theirs(model, source, here, target):
+    inputs = {"input_ids": source, "attention_mask": here, "decoder_input_ids": target}
+    return model(**{name: torch.tensor(np.asarray(x, np.int64)) for name, x in inputs.items()}).logits
+
+
+def ours(cfg, params, source, here, target):
+    places = [np.broadcast_to(np.arange(x.shape[1]), x.shape) for x in (source, target)]
+    encoded = transformer.encode(cfg, params, source, places[0], here.astype(np.int32))
+    hidden, _ = transformer.hidden(cfg, params, target, places[1], source=encoded)
+    return transformer.logits(transformer.unembedding(cfg, params), hidden, cfg.logit_cap)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_logits(pair, stacked):
+    name, directory, model, source, here, target = pair
+    found = open_checkpoint(directory)
+    assert (found.cfg.tied, found.cfg.scaled_output) == ((name == "v1.0"),) * 2
+    assert (found.cfg.encoder_layers, found.cfg.layers, found.start) == (2, 3, 0)
+    with torch.no_grad():
+        expected = theirs(model, source, here, target).numpy()
+    assert np.abs(expected).max() > (1 if name == "v1.0" else 5)
+    logits = ours(found.cfg, load_params(found, stacked=stacked), source, here, target)
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_a_setting_that_were_ignored_would_be_seen(pair):
+    name, directory, model, source, here, target = pair
+    found = open_checkpoint(directory)
+    logits = np.asarray(ours(found.cfg, load_params(found, stacked=True), source, here, target))
+    for setting, value in MODELS[name][1].items():
+        changes = MODELS[name][0] | {setting: value}
+        config = transformers.T5Config(**SETTINGS | changes, attn_implementation="eager")
+        changed = transformers.T5ForConditionalGeneration(config)
+        if name == "v1.1":
+            changed.lm_head.weight = torch.nn.Parameter(torch.empty(97, 32))
+        state = model.state_dict()
+        if setting == "relative_attention_num_buckets":
+            state = {n: torch.cat([x, x[:4]]) if "relative" in n else x for n, x in state.items()}
+        changed.load_state_dict(state)
+        with torch.no_grad():
+            other = theirs(changed.eval(), source, here, target).numpy()
+        assert np.abs(other - logits).max() > 1e-3 * np.abs(logits).max(), setting
+
+
+def test_loss_and_gradient(pair):
+    name, directory, model, source, here, target = pair
+    labels = np.random.default_rng(8).integers(0, 97, target.shape)
+    model.zero_grad()
+    logits = theirs(model, source, here, target)
+    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 97), torch.tensor(labels).reshape(-1), reduction="sum")
+    loss.backward()
+    found = open_checkpoint(directory)
+
+    def total(params):
+        log_p = jax.nn.log_softmax(ours(found.cfg, params, source, here, target))
+        return -jnp.take_along_axis(log_p, labels[..., None], -1).sum()
+
+    value, gradient = jax.value_and_grad(total)(load_params(found, stacked=True))
+    assert float(value) == pytest.approx(loss.item(), rel=1e-5)
+    named = dict(model.named_parameters())
+    for entry in found.family.all_entries(found.cfg):
+        leaf = gradient
+        for part in entry.ours.split("/"):
+            leaf = leaf[part]
+        layered = "{layer}" in entry.theirs
+        y = named[entry.theirs.format(layer=1)].grad.numpy()
+        x = np.asarray(leaf[1] if layered else leaf)
+        np.testing.assert_allclose(x, found.sizes.view(y, entry), atol=1e-4 * np.abs(y).max(), err_msg=entry.ours)
+
+
+def test_the_way_back(pair, tmp_path):
+    name, directory, model, source, here, target = pair
+    found = open_checkpoint(directory)
+    params = load_params(found, stacked=True)
+    export(found.cfg, params, None, tmp_path / "out")
+    again, report = transformers.T5ForConditionalGeneration.from_pretrained(
+        tmp_path / "out", attn_implementation="eager", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    with torch.no_grad():
+        expected, found_there = (theirs(m.eval(), source, here, target).numpy() for m in (model, again))
+    np.testing.assert_array_equal(found_there, expected)
+    twice = open_checkpoint(tmp_path / "out")
+    assert normal(twice.cfg) == normal(found.cfg)
+    assert_same(load_params(twice, stacked=True), params)
+    assert again.generation_config.decoder_start_token_id == 0
+
+
+def test_files_of_older_versions(pair, tmp_path):
+    """The embedding three times, and a config without a word for the output's scale."""
+    name, directory, model, source, here, target = pair
+    tensors = load_file(directory / "model.safetensors")
+    for copy in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        tensors[copy] = tensors["shared.weight"].clone()
+    tensors["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.zeros(8, 4)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
+    change_config(tmp_path, {"tie_word_embeddings": name == "v1.0"}, without=("scale_decoder_outputs",))
+    assert "scale_decoder_outputs" not in json.loads((tmp_path / "config.json").read_text())
+    found, now = open_checkpoint(tmp_path), open_checkpoint(directory)
+    assert normal(found.cfg) == normal(now.cfg)
+    assert_same(load_params(found, stacked=True), load_params(now, stacked=True))
