@@ -1,6 +1,6 @@
 """Keys and values of the tokens read so far: an explicit argument and an explicit result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import jax
@@ -61,6 +61,18 @@ def empty_cache(cfg: ModelConfig, batch: int, slots: int, *, stacked: bool) -> L
 def slots(cache: LayerCache | tuple[LayerCache, ...]) -> int:
     """How many positions there is room for."""
     return (cache[0] if isinstance(cache, tuple) else cache).ends[-1]
+
+
+def taken(cache: LayerCache | tuple[LayerCache, ...], rows_R: jax.Array) -> LayerCache | tuple[LayerCache, ...]:
+    """The cache with these rows in this order; the source is left as it is."""
+    if isinstance(cache, tuple):
+        return tuple(_taken(layer, rows_R, 0) for layer in cache)
+    return _taken(cache, rows_R, 1)
+
+
+def _taken(cache: LayerCache, rows_R: jax.Array, axis: int) -> LayerCache:
+    keys, values = (tuple(jnp.take(x, rows_R, axis=axis) for x in xs) for xs in (cache.keys, cache.values))
+    return replace(cache, keys=keys, values=values)
 
 
 def append(cache: LayerCache, k_BTKH, v_BTKH, positions_BT) -> LayerCache:
