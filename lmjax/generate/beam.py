@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.errors import UserError
-from lmjax.generate.decode import begun, without_stops
+from lmjax.generate.decode import begun, generate, without_stops
+from lmjax.generate.sampling import Choice, choice
 from lmjax.models import transformer
 from lmjax.models.cache import slots, taken
 from lmjax.models.config import ModelConfig
@@ -150,8 +151,6 @@ def beam_search(
 ) -> tuple[list[np.ndarray], np.ndarray]:  # fmt: skip
     """(the new tokens of each prompt's best text, their scores (B,)). Arguments and errors as `decode.generate`'s."""
     known = known or cfg.vocab
-    if how.beams > known:
-        raise UserError(f"beams is {how.beams}; expected at most {known}, the tokens that there are")
     cache, last_BD, lengths = begun(cfg, params, prompts, max_new_tokens, sources)
     if not max_new_tokens:
         return [np.zeros(0, np.int32) for _ in prompts], np.zeros(len(prompts), np.float32)
@@ -162,3 +161,28 @@ def beam_search(
         )
     )  # fmt: skip
     return without_stops(tokens_BS, counts_B, stops), scores_B
+
+
+def way(*, beams: int = 1, length_penalty: float = 1.0, early_stopping=False, **sampling) -> Choice | Beam:
+    """A Beam for more than one, else what `sampling.choice` makes of the rest. Raises UserError for a setting out of
+    range, and for one of the one kind beside one of the other."""
+    chosen = choice(**sampling)
+    how = Beam(beams=beams, length_penalty=length_penalty, early_stopping=early_stopping)
+    if beams == 1:
+        if length_penalty != 1.0 or early_stopping is not False:
+            raise UserError(
+                f"length_penalty is {length_penalty} and early_stopping {early_stopping}: beams is 1, no search"
+            )
+        return chosen
+    if wrong := [name for name, value in sampling.items() if value not in (None, {"top_p": 1.0}.get(name, 0.0))]:
+        raise UserError(f"beams is {beams}, and a beam search draws nothing: expected no {' and '.join(wrong)}")
+    return how
+
+
+def write(
+    cfg: ModelConfig, params, prompts: list[np.ndarray], how: Choice | Beam, *, seed: int = 0, **settings
+) -> list[np.ndarray]:
+    """The new tokens of each prompt, by `beam_search` or `decode.generate`, which name the settings."""
+    if isinstance(how, Beam):
+        return beam_search(cfg, params, prompts, how, **settings)[0]
+    return generate(cfg, params, prompts, how=how, seed=seed, **settings)

@@ -64,7 +64,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     cfg = family.with_parts(cfg, lambda _, tensor: tensor in tensors)
     cfg, note = _output_embedding(family, cfg, tensors)
     notes += [note] if note else []
-    checkpoint = Checkpoint(directory, family, cfg, tensors, notes, _start(config) if cfg.encoder_layers else None)
+    checkpoint = Checkpoint(
+        directory, family, cfg, tensors, notes, _start(config, cfg.vocab) if cfg.encoder_layers else None
+    )
     check_names(tensors, family.all_entries(cfg), cfg, checkpoint.sizes, path_text(directory))
     return checkpoint
 
@@ -93,15 +95,16 @@ def _drop_copies(family: Family, tensors: dict[str, Tensor], directory: Path) ->
             continue
         own = tensors.setdefault(family.embedding, copy)
         if own is not copy and (own.shape != copy.shape or not _equal(own, copy)):
-            raise UserError(
-                f"{path_text(directory)}: {name} differs from {family.embedding}; expected them to be equal"
-            )
+            raise UserError(f"{path_text(directory)}: {name} differs from the embedding, {own.name}")
 
 
-def _start(config: ConfigJson) -> int:
+def _start(config: ConfigJson, vocab: int) -> int:
     """As transformers: decoder_start_token_id, or where there is none the padding's id."""
     name = "decoder_start_token_id" if config.has("decoder_start_token_id") else "pad_token_id"
-    return int(config.number(name, 0))
+    start = config.number(name, 0)
+    if start not in range(vocab):
+        raise UserError(f"{config.where}: {name} is {start:g}; expected an id below {vocab}")
+    return int(start)
 
 
 def _output_embedding(family: Family, cfg: ModelConfig, tensors: dict[str, Tensor]) -> tuple[ModelConfig, str | None]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.errors import UserError
 from lmjax.models import positions as pos
 from lmjax.models.blocks import Block, Seen, stack
 from lmjax.models.cache import LayerCache, slots
@@ -154,6 +155,7 @@ def hidden(
     """(hidden_BTD, cache). With a dropout_key, dropout is on. Experts are dropless. types_BT: see `Transformer.embed`.
     source: of a decoder that has an encoder, where no cache has it (`with_source`). Layers that lie apart see no
     dropout."""
+    _check_source(cfg, source, cache)
     tokens = (tokens_BT, positions_BT, segments_BT, types_BT, source)
     if isinstance(params["blocks"], tuple):
         hidden_BTD, cache, _ = _layer_by_layer(cfg, params, tokens, cache)
@@ -162,12 +164,22 @@ def hidden(
     return hidden_BTD, cache
 
 
+def _check_source(cfg: ModelConfig, source: Source | None, cache) -> None:
+    if cache is not None:
+        source = source or (cache[0] if isinstance(cache, tuple) else cache).source
+    if cfg.encoder_layers and source is None:
+        raise UserError(
+            f"model.encoder_layers is {cfg.encoder_layers}, and there is no source for the decoder to attend to"
+        )
+
+
 def trained(
     cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, source: Source | None = None,
     dropout_key=None,
 ):  # fmt: skip
     """(hidden_BTD, routing) as training has it: experts have a capacity, and routing is the `Routing` of all layers,
     arrays (L,); None where there are no experts. Padding (segment 0) is routed, and counted nowhere."""
+    _check_source(cfg, source, None)
     counted_BT = None
     if isinstance(cfg.feedforward, Experts):
         counted_BT = jnp.ones(tokens_BT.shape, bool) if segments_BT is None else segments_BT != 0

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from lmjax import trees
+from lmjax.errors import UserError
 from lmjax.models import attention, transformer, zoo
 from lmjax.models.attention import Auto, Blocks, Reference
 from lmjax.models.cache import empty_cache
@@ -285,3 +286,12 @@ def test_a_source_without_segments_is_seen_whole():
         found, _ = transformer.hidden(cfg, params, *alone(target), np.ones((1, len(target)), np.int32), source=other)
         expected, _ = transformer.hidden(cfg, params, *alone(target), source=encoded)
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_without_a_source_is_one_line():
+    cfg = tiny.translator()
+    params, ids = transformer.abstract_params(cfg), alone(pairs()[0][1])
+    cache = empty_cache(cfg, 1, 8, stacked=True)
+    for call in (transformer.trained, transformer.hidden, partial(transformer.hidden, cache=cache)):
+        with pytest.raises(UserError, match="encoder_layers is 3, and there is no source"):
+            call(cfg, params, *ids)
