@@ -12,7 +12,7 @@ from lmjax.generate.beam import Beam, beam_search
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import choice
 from lmjax.interop.read import load_params, open_checkpoint
-from tests.parity import originals, test_t5
+from tests.parity import originals
 
 NEW = 14
 SOURCES = np.array([9, 16, 5])
@@ -22,9 +22,9 @@ SOURCES = np.array([9, 16, 5])
 def model_of(name: str, seed: int):
     """(original, cfg, params); some token of the middle of its distribution is the end, so that some rows reach it."""
     directory = Path(tempfile.mkdtemp())
-    if name in test_t5.MODELS:
+    if name in originals.T5_MODELS:
         # transformers' cache of the decoder has as many layers as the encoder
-        original = test_t5.make(name, directory, seed, num_layers=3)
+        original = originals.make_t5(name, directory, seed, num_layers=3)
     else:
         original = originals.make(name, directory)
     found = open_checkpoint(directory)
@@ -69,7 +69,7 @@ def ends_of(cfg, params, seed: int) -> tuple[int, ...]:
     return tuple({int(texts[0][6]), int(texts[1][9])})
 
 
-CASES = [("v1.0", 0), ("v1.1", 1), ("v1.1", 2), ("gpt2", 0), ("llama", 1)]
+CASES = [("t5", 0), ("t5_v1_1", 1), ("t5_v1_1", 2), ("gpt2", 0), ("llama", 1)]
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)

@@ -16,57 +16,16 @@ from lmjax.interop.write import export
 from lmjax.models import transformer
 from tests.interop.directories import change_config
 from tests.interop.test_directories import assert_same
+from tests.parity.originals import T5, T5_MODELS, make_t5
 
-SETTINGS = {
-    "vocab_size": 97, "d_model": 32, "d_kv": 12, "d_ff": 44, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 3,
-    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 21, "layer_norm_epsilon": 3e-3,
-    "dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
-}  # fmt: skip
-V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-# name: (settings, {setting: what it would be if it were ignored})
-MODELS = {
-    "v1.0": (
-        {},
-        {
-            "feed_forward_proj": "gelu", "relative_attention_num_buckets": 12, "relative_attention_max_distance": 128,
-            "layer_norm_epsilon": 1e-6, "scale_decoder_outputs": False,
-        },
-    ),
-    "v1.1": (V1_1, {"feed_forward_proj": "gated-relu", "scale_decoder_outputs": True}),
-}  # fmt: skip
 LENGTHS = np.array([40, 25])
 
 
-def make(name: str, directory, seed: int = 5, **changes):
-    """A model with its attention peaked, saved with its own unembedding where it has one."""
-    config = transformers.T5Config(**SETTINGS | MODELS[name][0] | changes, attn_implementation="eager")
-    torch.manual_seed(seed)
-    model = transformers.T5ForConditionalGeneration(config)
-    if name == "v1.1":
-        model.lm_head.weight = torch.nn.Parameter(torch.empty(97, 32))
-    with torch.no_grad():
-        for path, weight in model.named_parameters():
-            noise = torch.randn(weight.shape)
-            if weight.dim() < 2:
-                weight.add_(0.3 * noise)
-            elif "relative" in path:
-                weight.copy_(noise)
-            else:
-                # scores are not divided by the root of the head's width
-                wide, narrow = (
-                    any(part in path for part in ("shared", "lm_head")),
-                    path.endswith(("q.weight", "k.weight")),
-                )
-                weight.copy_(noise * (0.8 if wide else (0.7 if narrow else 1.6) / weight.shape[-1] ** 0.5))
-    model.eval().save_pretrained(directory)
-    return model
-
-
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=T5_MODELS)
 def pair(request, tmp_path_factory):
     """(name, directory, the original, source, which of its tokens are there, the decoder's inputs)."""
     directory = tmp_path_factory.mktemp("t5") / "original"
-    model = make(request.param, directory)
+    model = make_t5(request.param, directory)
     rng = np.random.default_rng(3)
     here = np.arange(40) < LENGTHS[:, None]
     source = np.where(here, rng.integers(2, 97, here.shape), 0).astype(np.int32)
@@ -89,11 +48,11 @@ def ours(cfg, params, source, here, target):
 def test_logits(pair, stacked):
     name, directory, model, source, here, target = pair
     found = open_checkpoint(directory)
-    assert (found.cfg.tied, found.cfg.scaled_output) == ((name == "v1.0"),) * 2
+    assert (found.cfg.tied, found.cfg.scaled_output) == ((name == "t5"),) * 2
     assert (found.cfg.encoder_layers, found.cfg.layers, found.start) == (2, 3, 0)
     with torch.no_grad():
         expected = theirs(model, source, here, target).numpy()
-    assert np.abs(expected).max() > (1 if name == "v1.0" else 5)
+    assert np.abs(expected).max() > (1 if name == "t5" else 5)
     logits = ours(found.cfg, load_params(found, stacked=stacked), source, here, target)
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
 
@@ -102,11 +61,11 @@ def test_a_setting_that_were_ignored_would_be_seen(pair):
     name, directory, model, source, here, target = pair
     found = open_checkpoint(directory)
     logits = np.asarray(ours(found.cfg, load_params(found, stacked=True), source, here, target))
-    for setting, value in MODELS[name][1].items():
-        changes = MODELS[name][0] | {setting: value}
-        config = transformers.T5Config(**SETTINGS | changes, attn_implementation="eager")
+    for setting, value in T5_MODELS[name][1].items():
+        changes = T5_MODELS[name][0] | {setting: value}
+        config = transformers.T5Config(**T5 | changes, attn_implementation="eager")
         changed = transformers.T5ForConditionalGeneration(config)
-        if name == "v1.1":
+        if name == "t5_v1_1":
             changed.lm_head.weight = torch.nn.Parameter(torch.empty(97, 32))
         state = model.state_dict()
         if setting == "relative_attention_num_buckets":
@@ -170,7 +129,7 @@ def test_files_of_older_versions(pair, tmp_path):
     tensors["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.zeros(8, 4)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((directory / "config.json").read_text())
-    change_config(tmp_path, {"tie_word_embeddings": name == "v1.0"}, without=("scale_decoder_outputs",))
+    change_config(tmp_path, {"tie_word_embeddings": name == "t5"}, without=("scale_decoder_outputs",))
     assert "scale_decoder_outputs" not in json.loads((tmp_path / "config.json").read_text())
     found, now = open_checkpoint(tmp_path), open_checkpoint(directory)
     assert normal(found.cfg) == normal(now.cfg)
