@@ -97,4 +97,5 @@ def _texts(
     }  # fmt: skip
     files = {"config.json": config, "generation_config.json": ids}
     texts = {name: (json.dumps(values, indent=2) + "\n").encode() for name, values in files.items()}
-    return texts | ({} if tokenizer is None else hugging_face_files(tokenizer))
+    whole = cfg.encoder_layers > 0
+    return texts | ({} if tokenizer is None else hugging_face_files(tokenizer, whole=whole))

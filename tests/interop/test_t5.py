@@ -15,7 +15,7 @@ from lmjax.interop.write import export
 from lmjax.models import transformer
 from lmjax.models.feedforward import Dense
 from lmjax.sharding import Mesh, build_mesh
-from lmjax.tokenizers import SentencePiece
+from lmjax.tokenizers import Bytes, SentencePiece
 from tests import tiny
 from tests.interop.directories import change_config, params_of
 from tests.interop.test_directories import assert_same, rewrite
@@ -90,6 +90,18 @@ def test_a_configuration_that_does_not_fit_is_one_line(fields, message, tmp_path
 def test_the_transformer_of_2017_has_no_directory():
     with pytest.raises(UserError, match="no Hugging Face architecture says this model"):
         family_for(tiny.translator())
+
+
+def test_a_source_ends_with_eos_in_transformers_too(tmp_path):
+    import tokenizers
+
+    tokenizer = Bytes(eos=True).build(list)
+    cfg = tiny.t5(vocab=258)
+    export(cfg, params_of(cfg), tokenizer, tmp_path / "out")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
+    again = of_directory(tmp_path / "out")
+    assert theirs.encode("a b").ids == list(tokenizer.encode_document("a b")) == list(again.encode_document("a b"))
+    assert again.policy.stops == tokenizer.policy.stops
 
 
 def test_a_sentencepiece_model_of_t5(tmp_path):
