@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import lmjax
 from lmjax.interop.family import normal
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.write import export
@@ -134,3 +135,34 @@ def test_files_of_older_versions(pair, tmp_path):
     found, now = open_checkpoint(tmp_path), open_checkpoint(directory)
     assert normal(found.cfg) == normal(now.cfg)
     assert_same(load_params(found, stacked=True), load_params(now, stacked=True))
+
+
+def test_texts_through_a_directory_with_a_tokenizer(tmp_path):
+    """Source and answer by transformers' T5 tokenizer, which ends a source with EOS; greedy and by beams; the loss."""
+    pieces = [
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "\u2581",
+        *"abcdefghijklmnopqrstuvwxyz.",
+        "\u2581the",
+        "\u2581is",
+        "good",
+        "that",
+    ]
+    tokenizer = transformers.T5Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=9)
+    model = make_t5("t5_v1_1", tmp_path, num_layers=3, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(tmp_path)
+    text = "that is the good one."
+    inputs = tokenizer(text, return_tensors="pt")
+    assert inputs.input_ids[0, -1] == 1
+    ours = lmjax.load(tmp_path)
+    for settings in ({}, {"num_beams": 3, "length_penalty": 0.6}):
+        ids = model.generate(**inputs, max_new_tokens=12, do_sample=False, **settings)
+        expected = tokenizer.decode(ids[0], skip_special_tokens=True)
+        more = {"beams" if name == "num_beams" else name: value for name, value in settings.items()}
+        assert ours.generate(text, max_new_tokens=12, **more) == expected
+    labels = tokenizer("a good one", return_tensors="pt").input_ids
+    with torch.no_grad():
+        loss = model(**inputs, labels=labels).loss.item()
+    assert ours("a good one", source=text).loss == pytest.approx(loss, rel=1e-5)
