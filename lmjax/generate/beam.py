@@ -40,7 +40,7 @@ class Beam:
             raise UserError(f"beams is {self.beams}; expected a positive number")
         if not np.isfinite(self.length_penalty):
             raise UserError(f"length_penalty is {self.length_penalty}; expected a number")
-        if self.early_stopping not in (True, False, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise UserError(f"early_stopping is {self.early_stopping!r}; expected True, False or 'never'")
 
 

@@ -74,6 +74,7 @@ def test_one_beam_is_greedy_and_rows_do_not_see_one_another():
         ({"beams": 0}, "beams is 0; expected a positive number"),
         ({"beams": 2, "temperature": 0.8, "top_k": 3}, "expected no temperature and top_k"),
         ({"beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'"),
+        ({"beams": 2, "early_stopping": 1}, "early_stopping is 1; expected True"),
         ({"beams": 2, "length_penalty": float("nan")}, "length_penalty is nan"),
         ({"length_penalty": 0.6}, "beams is 1, no search"),
         ({"beams": 1, "temperature": -1.0}, "temperature is -1.0"),
