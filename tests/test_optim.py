@@ -133,7 +133,7 @@ def test_muon_orthogonalises_each_expert_alone_and_no_router():
 def test_muon_takes_the_matrices_of_both_stacks():
     names = trees.named_leaves(optim._muon_labels(transformer.abstract_params(tiny.translator())))
     muon = {name for name, label in names if label == "muon"}
-    assert muon == {name for name, _ in names if name.endswith("/kernel")} and len(muon) == 12 + 6
+    assert muon == {name for name, _ in names if name.endswith("/kernel")} and len(muon) == 10 + 6
 
 
 def test_muon_equals_optax():
