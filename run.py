@@ -74,14 +74,7 @@ def parser_for(verb: str) -> Parser:
         add("--text", metavar="FILE", help="what both read (default: 512 tokens drawn at random)")
         add("--tolerance", type=float, default=1e-4, metavar="X", help="of the largest value at a site (default: 1e-4)")
     if verb == "generate":
-        add("--prompt", action="append", metavar="TEXT", help="may be given several times")
-        add("--chat", action="store_true", help="each prompt is a message, in the model's own chat template")
-        add("--max_new_tokens", type=int, default=100, metavar="N")
-        add("--temperature", type=float, default=0.0, metavar="T", help="0, the default: the most probable token")
-        add("--top_k", type=int, default=None, metavar="K")
-        add("--top_p", type=float, default=1.0, metavar="P")
-        add("--min_p", type=float, default=0.0, metavar="P")
-        add("--seed", type=int, default=0, metavar="S")
+        add_writing(add)
     return parser
 
 
@@ -100,6 +93,20 @@ def suite_options(parser: Parser) -> None:
     add("--max_new_tokens", type=int, metavar="N", help="of a text that is written (default: 64)")
     add("--stop", action="append", metavar="TEXT", help="where such a text ends, several times (default: \\n\\n)")
     add("--include", metavar="DIR", help="tasks of your own for lm-eval:TASK")
+
+
+def add_writing(add) -> None:
+    """The options of `generate`."""
+    add("--prompt", action="append", metavar="TEXT", help="may be given several times; an encoder-decoder's source")
+    add("--chat", action="store_true", help="each prompt is a message, in the model's own chat template")
+    add("--max_new_tokens", type=int, default=100, metavar="N")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default: the most probable token")
+    add("--top_k", type=int, default=None, metavar="K")
+    add("--top_p", type=float, default=1.0, metavar="P")
+    add("--min_p", type=float, default=0.0, metavar="P")
+    add("--seed", type=int, default=0, metavar="S")
+    add("--beams", type=int, default=1, metavar="K", help="beam search among K texts (default: 1, none)")
+    add("--length_penalty", type=float, default=1.0, metavar="A", help="log p / length^A (default: 1)")
 
 
 def overview() -> str:

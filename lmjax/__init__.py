@@ -10,6 +10,7 @@ _HOME = {
     "train": "lmjax.train.loop",
     "load": "lmjax.language_model",
     "LanguageModel": "lmjax.language_model",
+    "TextToText": "lmjax.text_to_text",
 }
 
 __all__ = list(_HOME)

@@ -110,7 +110,7 @@ def evaluate(options, _) -> int:
     from lmjax.data.store import stream_of
     from lmjax.evaluate.held_out import compile_loss, held_out
     from lmjax.evaluate.suites import OF_SUITES
-    from lmjax.loaded import load_model, read_texts
+    from lmjax.loaded import check_one_stack, load_model, read_texts
     from lmjax.sharding import Mesh, build_mesh
 
     if options.suite:
@@ -119,6 +119,7 @@ def evaluate(options, _) -> int:
         raise UserError(f"--{given[0]}: expected --suite NAME too")
     result_file = _result_file(options.json)
     loaded = load_model(options.model, _step(options.step))
+    check_one_stack(loaded, "evaluate")
     if not options.text and loaded.held_out is None:
         raise UserError(f"--text FILE is needed: {options.model} is not a run, and has no held-out text of its own")
     tokenizer = needed_tokenizer(loaded)
@@ -150,13 +151,14 @@ def evaluate(options, _) -> int:
 def evaluate_suite(options) -> int:
     from lmjax.evaluate import suites
     from lmjax.language_model import LanguageModel
-    from lmjax.loaded import load_model
+    from lmjax.loaded import check_one_stack, load_model
 
     if options.text:
         raise UserError("--text: a suite reads --data FILE")
     result_file = _result_file(options.json)
     suite = suites.chosen(options)
     loaded = load_model(options.model, _step(options.step), stacked=False)
+    check_one_stack(loaded, "evaluate")
     cfg = with_context(loaded.experiment, options.context).model
     model = LanguageModel(cfg, with_weights(loaded, options.weights), needed_tokenizer(loaded), loaded.path)
     suites.show(suites.run(suite, model), options, loaded.step, result_file)
@@ -164,17 +166,30 @@ def evaluate_suite(options) -> int:
 
 
 def generate(options, _) -> int:
-    from lmjax.generate.sampling import choice
-    from lmjax.generate.text import answers, continue_texts
-    from lmjax.loaded import load_model
+    from functools import partial
+
+    from lmjax.generate.beam import way
+    from lmjax.generate.text import answers, continue_texts, written_for
+    from lmjax.loaded import check_one_stack, load_model
     from lmjax.models.transformer import apart
 
-    how = choice(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
+    how = way(
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
+        beams=options.beams, length_penalty=options.length_penalty,
+    )  # fmt: skip
     if not 0 <= options.seed < 2**31:
         raise UserError(f"--seed {options.seed}: expected a number from 0 to 2**31 - 1")
     loaded = load_model(options.model, _step(options.step), stacked=False)
     params = apart(with_weights(loaded, options.weights))
     write = answers if options.chat else continue_texts
+    if options.chat:
+        check_one_stack(loaded, "--chat")
+    elif loaded.experiment.model.encoder_layers:
+        if not options.prompt:
+            raise UserError("--prompt TEXT is needed: an encoder-decoder writes for a source")
+        if loaded.start is None:
+            raise UserError(f"{path_text(loaded.path)}: its tokenizer has no BOS or EOS for the decoder to begin with")
+        write = partial(written_for, start=loaded.start)
     texts = write(
         loaded.experiment, params, needed_tokenizer(loaded), options.prompt or [""],
         max_new_tokens=options.max_new_tokens, how=how, seed=options.seed,
@@ -191,7 +206,7 @@ def export(options, _) -> int:
     to = _local("--to", options.to)
     loaded = load_model(options.model, _step(options.step))
     model = loaded.experiment.model
-    family = write(model, loaded.params, loaded.tokenizer, to, dtype=options.dtype)
+    family = write(model, loaded.params, loaded.tokenizer, to, dtype=options.dtype, start=loaded.start)
     size = sum(file.stat().st_size for file in to.iterdir())
     print(f"{path_text(to)}: {family.architecture}, {options.dtype}, {size:,} bytes")
     return 0
@@ -214,7 +229,9 @@ def plan(options, changes: list[str]) -> int:
 def needed_tokenizer(loaded):
     """Raises UserError where the directory has none."""
     if loaded.tokenizer is None:
-        raise UserError(f"{path_text(loaded.path)}: no tokenizer.json, vocab.json + merges.txt or tokenizer.model")
+        raise UserError(
+            f"{path_text(loaded.path)}: no tokenizer.json, vocab.json + merges.txt, tokenizer.model or spiece.model"
+        )
     return loaded.tokenizer
 
 

@@ -26,7 +26,8 @@ MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 @dataclass(frozen=True)
 class Loaded:
     """experiment: the run's; of a Hugging Face directory, one that says its model and how to evaluate it. tokenizer:
-    None where the directory has none. step: of a run. held_out: the run's own held-out text."""
+    None where the directory has none. step: of a run. held_out: the run's own held-out text. start: the id that the
+    decoder of an encoder-decoder begins with; None: nobody says, or there is no encoder."""
 
     path: Place
     experiment: Experiment
@@ -34,6 +35,7 @@ class Loaded:
     params: dict
     step: int | None = None
     held_out: Place | None = None
+    start: int | None = None
 
 
 def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
@@ -63,7 +65,7 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
         tokenizer=HuggingFace(path=str(where)),
         batch_size=8 if found.cfg.context <= 1024 else 1,
     )  # fmt: skip
-    return Loaded(where, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh))
+    return Loaded(where, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh), start=found.start)
 
 
 def resolve(path: Place | str) -> Place:
@@ -109,7 +111,18 @@ def load_run(path: Place | str, step: int | str | None = None, mesh: jax.shardin
         abstract_params(experiment.model), param_names(experiment.model),
     )  # fmt: skip
     params, _ = checkpoint.restore(run.checkpoints, manifest, abstract)
-    return Loaded(path, experiment, run.tokenizer(), params, manifest.step, path / "held_out.jsonl")
+    tokenizer, start = run.tokenizer(), None
+    if experiment.model.encoder_layers and tokenizer is not None:
+        start = tokenizer.policy.eos if tokenizer.policy.bos is None else tokenizer.policy.bos
+    return Loaded(path, experiment, tokenizer, params, manifest.step, path / "held_out.jsonl", start)
+
+
+def check_one_stack(loaded: Loaded, verb: str) -> None:
+    """Raises UserError for an encoder-decoder, where a verb reads one text."""
+    if loaded.experiment.model.encoder_layers:
+        raise UserError(
+            f"{verb}: {path_text(loaded.path)} is an encoder-decoder; expected a model of one stack of layers"
+        )
 
 
 def _runnable(experiment: Experiment) -> Experiment:

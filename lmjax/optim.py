@@ -113,7 +113,7 @@ def decay_mask(params):
 def _muon_labels(params):
     def label(name, _):
         # a router chooses among experts, as the unembedding among tokens
-        inside = name.startswith("blocks/") and not name.endswith("/router")
+        inside = name.removeprefix("encoder/").startswith("blocks/") and not name.endswith("/router")
         return "muon" if inside and is_matrix(name) else "adam"
 
     return map_named(label, params)

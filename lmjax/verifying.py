@@ -8,7 +8,7 @@ from lmjax.errors import UserError, path_text
 from lmjax.generate.text import prompt_ids
 from lmjax.interop.original import original_activations
 from lmjax.interop.verify import TOKENS, Report, activations, compare, random_tokens
-from lmjax.loaded import Loaded, load_model, read_texts, resolve
+from lmjax.loaded import Loaded, check_one_stack, load_model, read_texts, resolve
 from lmjax.places import place
 
 ORIGINAL = "transformers:"
@@ -22,6 +22,7 @@ def report_lines(
     ours = next((load_model(path, step) for path in (one, other) if not path.startswith(ORIGINAL)), None)
     if ours is None:
         raise UserError(f"--model and --against are both {ORIGINAL}; expected one that lmjax reads")
+    check_one_stack(ours, "verify")
     tokens_BT, note = _tokens(ours, text)
     loaded = {one if not one.startswith(ORIGINAL) else other: ours}
     report = compare(*(_activations(path, loaded.get(path), tokens_BT) for path in (one, other)), tolerance)
@@ -32,6 +33,7 @@ def _activations(path: str, loaded: Loaded | None, tokens_BT: np.ndarray) -> dic
     if path.startswith(ORIGINAL):
         return original_activations(resolve(path.removeprefix(ORIGINAL)), tokens_BT)
     loaded = loaded or load_model(path)
+    check_one_stack(loaded, "verify")
     return activations(replace(loaded.experiment.model, dtype="float32"), loaded.params, tokens_BT)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from lmjax.models.feedforward import Gated
 from lmjax.models.norms import LayerNorm
-from lmjax.models.positions import Learned, Rotary
+from lmjax.models.positions import Learned, Relative, Rotary
 
 
 def softmax(x):
@@ -56,6 +56,12 @@ def attention(q_TNH, k_TKH, v_TKH, segments_T):
     return out
 
 
+def feedforward(h, p, ff):
+    act = ACTIVATIONS[ff.activation]
+    h = act(linear(h, p["gate"])) * linear(h, p["up"]) if isinstance(ff, Gated) else act(linear(h, p["up"]))
+    return linear(h, p["down"])
+
+
 def linear(x, p, axes=1):
     return np.tensordot(x, p["kernel"], axes) + p.get("bias", 0.0)
 
@@ -82,11 +88,61 @@ def logits(cfg, params, tokens_T, positions_T, segments_T):
             )
         x_TD = x_TD + linear(attention(q, k, v, segments_T), a["out"], 2)
         h = normalise(x_TD, p["feedforward_norm"], cfg.norm)
-        f, act = p["feedforward"], ACTIVATIONS[cfg.feedforward.activation]
-        if isinstance(cfg.feedforward, Gated):
-            h = act(linear(h, f["gate"])) * linear(h, f["up"])
-        else:
-            h = act(linear(h, f["up"]))
-        x_TD = x_TD + linear(h, f["down"])
+        x_TD = x_TD + feedforward(h, p["feedforward"], cfg.feedforward)
     x_TD = normalise(x_TD, params["final_norm"], cfg.norm)
     return x_TD @ params["embedding" if cfg.tied else "unembedding"].T
+
+
+def bucket(ahead: int, relative: Relative, both_ways: bool) -> int:
+    """Mesh TensorFlow's _relative_position_bucket (transformer_layers.py), for one distance."""
+    count, first = relative.buckets, 0
+    if both_ways:
+        count //= 2
+        first = count if ahead > 0 else 0
+    far = abs(ahead) if both_ways else max(-ahead, 0)
+    if far < count // 2:
+        return first + far
+    grown = math.log(far / (count // 2)) / math.log(relative.distance / (count // 2)) * (count - count // 2)
+    return first + min(count // 2 + int(grown), count - 1)
+
+
+def two_stacks(cfg, params, source_S, target_T):
+    """(T, V) of an encoder-decoder, for one pair: norms before or behind, relative or sinusoidal positions."""
+    import jax
+
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+    def attend(p, x_TD, y_SD, table, causal):
+        q, k, v = linear(x_TD, p["q"]), linear(y_SD, p["k"]), linear(y_SD, p["v"])
+        out = np.zeros(q.shape)
+        for t in range(len(q)):
+            seen = range(t + 1) if causal else range(len(k))
+            for n in range(cfg.heads):
+                scores = np.array([q[t, n] @ k[s, n] for s in seen]) * (cfg.score_scale or cfg.head_width**-0.5)
+                if table is not None:
+                    scores += [table[bucket(s - t, cfg.positions, not causal), n] for s in seen]
+                out[t, n] = softmax(scores) @ v[list(seen), n]
+        return linear(out, p["out"], 2)
+
+    def stack(part, tokens, layers, y_SD):
+        """y_SD: what is attended to, of the decoder."""
+        causal = y_SD is not None
+        x = params["embedding"][tokens] * (cfg.width**0.5 if cfg.scaled_embedding else 1)
+        if not isinstance(cfg.positions, Relative):
+            angles = np.arange(len(tokens))[:, None] * 10_000.0 ** (-np.arange(0, cfg.width, 2) / cfg.width)
+            x = x + np.stack([np.sin(angles), np.cos(angles)], -1).reshape(len(tokens), -1)
+        for i in range(layers):
+            p = jax.tree.map(lambda leaf, i=i: leaf[i], part["blocks"])
+            parts = {
+                "attention": lambda h, p=p: attend(p["attention"], h, h, part.get("relative"), causal),
+                "cross_attention": lambda h, p=p: attend(p["cross_attention"], h, y_SD, None, False),
+                "feedforward": lambda h, p=p: feedforward(h, p["feedforward"], cfg.feedforward),
+            }
+            for name in parts if causal else ("attention", "feedforward"):
+                norm = lambda x, p=p, name=name: normalise(x, p[f"{name}_norm"], cfg.norm)
+                x = x + parts[name](norm(x)) if cfg.norm_first else norm(x + parts[name](x))
+        return normalise(x, part["final_norm"], cfg.norm) if cfg.norm_first else x
+
+    hidden_TD = stack(params, target_T, cfg.layers, stack(params["encoder"], source_S, cfg.encoder_layers, None))
+    hidden_TD = hidden_TD / cfg.width**0.5 if cfg.scaled_output else hidden_TD
+    return hidden_TD @ params["embedding" if cfg.tied else "unembedding"].T

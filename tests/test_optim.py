@@ -130,6 +130,12 @@ def test_muon_orthogonalises_each_expert_alone_and_no_router():
     np.testing.assert_allclose(ours["router"], -0.05 * np.sign(given["router"]), atol=1e-5)
 
 
+def test_muon_takes_the_matrices_of_both_stacks():
+    names = trees.named_leaves(optim._muon_labels(transformer.abstract_params(tiny.translator())))
+    muon = {name for name, label in names if label == "muon"}
+    assert muon == {name for name, _ in names if name.endswith("/kernel")} and len(muon) == 10 + 6
+
+
 def test_muon_equals_optax():
     params = {"blocks": {"w": {"kernel": jnp.ones((1, 6, 4))}}}
     dims = MuonDimensionNumbers((1,), (2,))

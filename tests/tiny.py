@@ -12,7 +12,7 @@ from lmjax.experiment import DataConfig, Experiment
 from lmjax.models.config import ModelConfig, Span
 from lmjax.models.feedforward import Dense, Experts, Gated
 from lmjax.models.norms import LayerNorm, RMSNorm
-from lmjax.models.positions import Learned, Rotary, Stretched
+from lmjax.models.positions import Learned, Relative, Rotary, Sinusoidal, Stretched
 from lmjax.optim import AdamW, Cosine
 from lmjax.tokenizers import Bytes
 
@@ -104,6 +104,25 @@ def bert(**changes) -> ModelConfig:
         layers=2, width=32, heads=4, context=32, vocab=97, init_std=0.2, feedforward=Dense(width=48, activation="gelu"),
         positions=Learned(offset=2), norm=LayerNorm(epsilon=1e-3), causal=False, norm_first=False, embedding_norm=True,
         token_types=2, masked_head="gelu", pooler=True,
+    )  # fmt: skip
+    return replace(cfg, **changes)
+
+
+def translator(**changes) -> ModelConfig:
+    """The Transformer of 2017: norms behind, sinusoidal positions, one embedding for all."""
+    cfg = ModelConfig(
+        layers=2, encoder_layers=3, width=32, heads=4, context=32, vocab=97, norm_first=False, scaled_embedding=True,
+        feedforward=Dense(width=48, activation="relu"), positions=Sinusoidal(), bias=False, init_std=0.2,
+    )  # fmt: skip
+    return replace(cfg, **changes)
+
+
+def t5(**changes) -> ModelConfig:
+    """Relative positions in few buckets, scores not scaled, gated, untied."""
+    cfg = ModelConfig(
+        layers=3, encoder_layers=2, width=32, heads=4, head_dim=12, context=32, vocab=97, bias=False, init_std=0.2,
+        positions=Relative(buckets=8, distance=13), score_scale=1.0, norm=RMSNorm(epsilon=1e-3), tied=False,
+        feedforward=Gated(width=48, activation="gelu_tanh"),
     )  # fmt: skip
     return replace(cfg, **changes)
 

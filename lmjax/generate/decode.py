@@ -22,6 +22,8 @@ from lmjax.models.config import ModelConfig
 CHUNK_ON_CPU, CHUNK = 32, 256
 # texts up to this length share one program; longer ones need another for each doubling
 SLOTS = 1024
+# and sources, and texts that are read without a cache
+SHORTEST = 64
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames=("cache", "last_BD"))
@@ -98,17 +100,35 @@ def room_for(cfg: ModelConfig, tokens: int) -> int:
     return min(room, cfg.context)
 
 
-def generate(
-    cfg: ModelConfig, params, prompts: list[np.ndarray], *, max_new_tokens: int, how: Choice, seed: int = 0,
-    stops: tuple[int, ...] = (),
-    known: int | None = None,
-) -> list[np.ndarray]:  # fmt: skip
-    """The new tokens of each prompt, without the prompt; up to max_new_tokens, up to one of `stops` (not included).
-    known: how many ids the tokenizer has, where the model's vocabulary is larger.
+@partial(jax.jit, static_argnames="cfg", donate_argnames="cache")
+def read_source(cfg: ModelConfig, params, tokens_BS, lengths_B, cache):
+    """The cache with the source that the encoder reads; rows are filled up on the right."""
+    positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+    segments_BS = (positions_BS < lengths_B[:, None]).astype(jnp.int32)
+    source = transformer.encode(cfg, params, tokens_BS, positions_BS, segments_BS)
+    return transformer.with_source(cfg, params, cache, source)
 
-    Raises UserError for an empty prompt, an id outside the vocabulary, and a prompt that leaves no room for
-    max_new_tokens in the model's context.
-    """
+
+def filled_up(rows: list[np.ndarray], multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens (B, T), lengths (B,)): rows filled up on the right with 0, T a multiple of that number."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens_BT = np.zeros((len(rows), -(-int(lengths.max()) // multiple) * multiple), np.int32)
+    for filled, row in zip(tokens_BT, rows, strict=True):
+        filled[: len(row)] = row
+    return tokens_BT, lengths
+
+
+def padded_length(length: int, limit: int) -> int:
+    """One of few lengths, so that texts of another length compile nothing; up to the limit."""
+    padded = SHORTEST
+    while padded < length:
+        padded *= 2
+    return min(padded, limit)
+
+
+def check_ids(cfg: ModelConfig, prompts: list[np.ndarray], max_new_tokens: int) -> None:
+    """Raises UserError for an empty prompt, an id outside the vocabulary, a prompt that leaves no room for
+    max_new_tokens in the model's context."""
     for prompt in prompts:
         if not len(prompt):
             raise UserError("the prompt is empty, and the tokenizer has no BOS to begin with: give a prompt")
@@ -121,36 +141,51 @@ def generate(
             raise UserError(f"token id {np.max(prompt)} is outside the model's vocabulary of {cfg.vocab}")
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
+
+
+def begun(cfg: ModelConfig, params, prompts: list[np.ndarray], max_new_tokens: int, sources: list[np.ndarray] | None):
+    """(cache, hidden vectors of the prompts' last tokens, their lengths): what writing on starts from. sources: one for
+    each prompt, of a decoder that has an encoder. Raises UserError as `check_ids`."""
+    check_ids(cfg, prompts, max_new_tokens)
     B = len(prompts)
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     # where the last chunk reaches beyond the cache, that part is padding, and the cache drops it
     chunk = min(CHUNK_ON_CPU if jax.default_backend() == "cpu" else CHUNK, cfg.context)
-    padded = np.zeros((B, -(-int(lengths.max()) // chunk) * chunk), np.int32)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[: len(prompt)] = prompt
+    padded, lengths = filled_up(prompts, chunk)
     room = room_for(cfg, max(map(len, prompts)) + max_new_tokens)
     cache = empty_cache(cfg, B, room, stacked=not isinstance(params["blocks"], tuple))
+    if sources is not None:
+        check_ids(cfg, sources, 0)
+        tokens_BS, source_lengths = filled_up(sources)
+        wider = padded_length(tokens_BS.shape[1], cfg.context) - tokens_BS.shape[1]
+        cache = read_source(cfg, params, np.pad(tokens_BS, ((0, 0), (0, wider))), source_lengths, cache)
     last_BD = jnp.zeros((B, cfg.width), cfg.dtype)
     for start in range(0, padded.shape[1], chunk):
         cache, last_BD = prefill(
             cfg, params, padded[:, start : start + chunk], jnp.int32(start), lengths, cache, last_BD
         )
-    limits = np.full(B, max_new_tokens, np.int32)
+    return cache, last_BD, lengths
+
+
+def generate(
+    cfg: ModelConfig, params, prompts: list[np.ndarray], *, max_new_tokens: int, how: Choice, seed: int = 0,
+    stops: tuple[int, ...] = (), known: int | None = None, sources: list[np.ndarray] | None = None,
+) -> list[np.ndarray]:  # fmt: skip
+    """The new tokens of each prompt, without the prompt; up to max_new_tokens, up to one of `stops` (not included).
+    known: how many ids the tokenizer has, where the model's vocabulary is larger. sources: see `begun`. Raises
+    UserError as `check_ids`."""
+    cache, last_BD, lengths = begun(cfg, params, prompts, max_new_tokens, sources)
+    limits = np.full(len(prompts), max_new_tokens, np.int32)
     # padded, so that other stops compile nothing
     padded_stops = np.full(max(8, len(stops)), -1, np.int32)
     padded_stops[: len(stops)] = stops
+    keys = row_keys(prompts if sources is None else sources, seed)
     out_BS, counts_B, _ = decode(
-        cfg,
-        params,
-        cache,
-        last_BD,
-        lengths,
-        limits,
-        jnp.int32(known or cfg.vocab),
-        padded_stops,
-        how,
-        row_keys(prompts, seed),
+        cfg, params, cache, last_BD, lengths, limits, jnp.int32(known or cfg.vocab), padded_stops, how, keys
     )
-    out, counts = jax.device_get((out_BS, counts_B))
-    texts = [row[:count] for row, count in zip(out, counts, strict=True)]
-    return [row[:-1] if len(row) and row[-1] in stops else row for row in texts]
+    return without_stops(*jax.device_get((out_BS, counts_B)), stops)
+
+
+def without_stops(tokens_BS: np.ndarray, counts_B: np.ndarray, stops: tuple[int, ...]) -> list[np.ndarray]:
+    """Each row's own tokens, without the stop that ended it."""
+    rows = [row[:count] for row, count in zip(tokens_BS, counts_B, strict=True)]
+    return [row[:-1] if len(row) and row[-1] in stops else row for row in rows]

@@ -4,7 +4,7 @@ import numpy as np
 
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
-from lmjax.generate.decode import generate
+from lmjax.generate.beam import Beam, write
 from lmjax.generate.sampling import Choice, choice
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.chat import chat_ids
@@ -16,22 +16,31 @@ def prompt_ids(prompt: str, tokenizer: Tokenizer) -> np.ndarray:
     return ids if tokenizer.policy.bos is None else np.concatenate([[tokenizer.policy.bos], ids]).astype(ids.dtype)
 
 
+def source_ids(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    """What an encoder reads of a text: a whole document."""
+    return tokenizer.encode_document(text)
+
+
+def target_ids(text: str, tokenizer: Tokenizer, start: int) -> np.ndarray:
+    """What a decoder reads and writes of a text: it begins with `start`, and ends with EOS where there is one."""
+    end = [] if tokenizer.policy.eos is None else [tokenizer.policy.eos]
+    return np.concatenate([[start], tokenizer.encode(text), end]).astype(np.int32)
+
+
 def answers(
-    experiment: Experiment, params, tokenizer: Tokenizer, prompts: list[str], *, max_new_tokens: int, how: Choice,
-    seed: int = 0,
+    experiment: Experiment, params, tokenizer: Tokenizer, prompts: list[str], *, max_new_tokens: int,
+    how: Choice | Beam, seed: int = 0,
 ) -> list[str]:  # fmt: skip
     """What the model answers to each prompt as a user's message. Raises UserError as `chat_ids` and `generate`."""
     ids = [chat_ids(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     stops, known = tokenizer.policy.stops, tokenizer.vocab_size
-    news = generate(
-        experiment.model, params, ids, max_new_tokens=max_new_tokens, how=how, seed=seed, stops=stops, known=known
-    )
+    news = write(experiment.model, params, ids, how, max_new_tokens=max_new_tokens, seed=seed, stops=stops, known=known)
     return [tokenizer.decode(new) for new in news]
 
 
 def continue_texts(
-    experiment: Experiment, params, tokenizer: Tokenizer, prompts: list[str], *, max_new_tokens: int, how: Choice,
-    seed: int = 0,
+    experiment: Experiment, params, tokenizer: Tokenizer, prompts: list[str], *, max_new_tokens: int,
+    how: Choice | Beam, seed: int = 0,
 ) -> list[str]:  # fmt: skip
     """Each prompt with what the model writes after it, up to the tokenizer's EOS. Raises UserError as `generate`."""
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
@@ -41,9 +50,23 @@ def continue_texts(
 def _written(experiment, params, tokenizer: Tokenizer, ids: list[np.ndarray], **settings) -> list[str]:
     """The texts of these ids and of what the model writes after them."""
     stops, known = tokenizer.policy.stops, tokenizer.vocab_size
-    news = generate(experiment.model, params, ids, stops=stops, known=known, **settings)
+    news = write(experiment.model, params, ids, stops=stops, known=known, **settings)
     # decoded together: a character may begin in the prompt and end after it
     return [tokenizer.decode(np.concatenate([old, new])) for old, new in zip(ids, news, strict=True)]
+
+
+def written_for(
+    experiment: Experiment, params, tokenizer: Tokenizer, sources: list[str], *, start: int, max_new_tokens: int,
+    how: Choice | Beam, seed: int = 0,
+) -> list[str]:  # fmt: skip
+    """What an encoder-decoder writes for each source, beginning with the id `start`. Raises UserError as `generate`."""
+    ids, starts = [source_ids(text, tokenizer) for text in sources], [np.array([start], np.int32)] * len(sources)
+    stops, known = tokenizer.policy.stops, tokenizer.vocab_size
+    news = write(
+        experiment.model, params, starts, how, max_new_tokens=max_new_tokens, seed=seed, stops=stops, known=known,
+        sources=ids,
+    )  # fmt: skip
+    return [tokenizer.decode(new) for new in news]
 
 
 def sample(experiment: Experiment, params, tokenizer: Tokenizer) -> str:

@@ -10,9 +10,10 @@ from lmjax.interop.family import Family, normal
 from lmjax.interop.gemma import GEMMA2, GEMMA3
 from lmjax.interop.gpt2 import GPT2, GPT_NEOX
 from lmjax.interop.llama import LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3
+from lmjax.interop.t5 import T5
 from lmjax.models.config import ModelConfig
 
-FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, BERT, ROBERTA)
+FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, BERT, ROBERTA, T5)
 BY_TYPE = {family.model_type: family for family in FAMILIES} | {"gemma3": GEMMA3}
 BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES} | {"GPT2Model": GPT2}
 BY_ARCHITECTURE |= {family.bare: family for family in FAMILIES if family.bare} | {"BertForPreTraining": BERT}

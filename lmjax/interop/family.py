@@ -18,15 +18,15 @@ BUFFERS = r"(^|\.)(attn|attention)\.(bias|masked_bias)$|(^|\.)rotary_emb\.inv_fr
 
 @dataclass(frozen=True)
 class Family:
-    """model_type, architecture: config.json's. read: its fields as a ModelConfig; raises UserError. write: the
-    fields that describe a ModelConfig as well as the family can. entries: the tensors; without `prefix`, which
-    transformers puts before all names but the head's and those that begin as `heads` say. optional: for parts that
-    only some files have, by their fields of ModelConfig, a tensor that shows them. bare: the architecture of a
-    model that has no head. renamed: ends of names as they were, and as they are. prefixes: all that has ever stood
-    there. ignored: names of buffers, and of parts that are no language model. widened: the model that is written
-    where it is not the given one but computes the same, such as one with zeros for biases. stands_in: for a
-    parameter of the widened model that the given one has not, the one that is written in its place; a bias without
-    one is zero."""
+    """model_type, architecture: config.json's. read: its fields as a ModelConfig; raises UserError. write: the fields
+    that describe a ModelConfig as well as the family can. entries: the tensors; without `prefix`, which transformers
+    puts before all names but the head's and those that begin as `heads` say. optional: for parts that only some files
+    have, by their fields of ModelConfig, a tensor that shows them. bare: the architecture of a model that has no head.
+    renamed: ends of names as they were, and as they are. prefixes: all that has ever stood there. copies: tensors that
+    are the embedding once more, in some files. ignored: names of buffers, and of parts that are no language model.
+    widened: the model that is written where it is not the given one but computes the same, such as one with zeros for
+    biases. stands_in: for a parameter of the widened model that the given one has not, the one that is written in its
+    place; a bias without one is zero."""
 
     model_type: str
     architecture: str
@@ -41,6 +41,7 @@ class Family:
     bare: str | None = None
     renamed: dict[str, str] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
     ignored: str = BUFFERS
     widened: Callable[[ModelConfig], ModelConfig] = lambda cfg: cfg
     stands_in: dict[str, str] = field(default_factory=dict)

@@ -19,8 +19,8 @@ from lmjax.models.feedforward import Experts
 
 @dataclass(frozen=True)
 class Entry:
-    """ours: the path of a parameter; under "blocks/", one layer's. theirs: a name, with {layer} and {expert} where
-    there is one for each. pattern, part: see above."""
+    """ours: the path of a parameter; under "blocks/" and "encoder/blocks/", one layer's. theirs: a name, with {layer}
+    and {expert} where there is one for each. pattern, part: see above."""
 
     ours: str
     theirs: str
@@ -66,7 +66,7 @@ def sizes(cfg: ModelConfig, vocab: int) -> Sizes:
     lengths = {
         "V": vocab, "D": cfg.width, "N": cfg.heads, "K": cfg.n_kv_heads, "H": cfg.head_width, "F": cfg.hidden,
         "T": cfg.context, "G": cfg.heads // cfg.n_kv_heads, "O": cfg.width, "I": cfg.token_types,
-        "P": cfg.context + getattr(cfg.positions, "offset", 0),
+        "P": cfg.context + getattr(cfg.positions, "offset", 0), "R": getattr(cfg.positions, "buckets", 0),
     }  # fmt: skip
     if isinstance(cfg.feedforward, Experts):
         lengths["E"] = cfg.feedforward.count
@@ -75,7 +75,8 @@ def sizes(cfg: ModelConfig, vocab: int) -> Sizes:
 
 def expand(entry: Entry, cfg: ModelConfig) -> list[tuple[tuple[int, ...], str]]:
     """((layer and expert, as far as there are), the name of their tensor) for every tensor of an entry."""
-    layers = range(cfg.layers) if "{layer}" in entry.theirs else [None]
+    count = cfg.encoder_layers if entry.ours.startswith("encoder/") else cfg.layers
+    layers = range(count) if "{layer}" in entry.theirs else [None]
     experts = range(cfg.feedforward.count) if "{expert}" in entry.theirs else [None]
     return [
         (tuple(i for i in (layer, expert) if i is not None), entry.theirs.format(layer=layer, expert=expert))

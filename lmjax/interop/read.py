@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax import hosts, sharding
 from lmjax.errors import UserError, path_text
-from lmjax.interop.config_json import read_config
+from lmjax.interop.config_json import ConfigJson, read_config
 from lmjax.interop.families import family_of
 from lmjax.interop.family import Family
 from lmjax.interop.mapping import Entry, Sizes, check_names, expand, sizes
@@ -33,13 +33,15 @@ LAYERS_LIMIT = 10_000
 @dataclass(frozen=True)
 class Checkpoint:
     """A directory whose config.json and tensors fit together; no tensor has been read yet. tensors: by the family's
-    name. notes: what a user should know of how it was read."""
+    name. notes: what a user should know of how it was read. start: the id that the decoder of an encoder-decoder
+    begins with."""
 
     directory: Path
     family: Family
     cfg: ModelConfig
     tensors: dict[str, Tensor]
     notes: list[str]
+    start: int | None = None
 
     @property
     def sizes(self) -> Sizes:
@@ -54,14 +56,17 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         cfg = family.read(config)
     except ValueError as error:
         raise UserError(f"{config.where}: {error}") from None
-    if cfg.layers > LAYERS_LIMIT:
-        raise UserError(f"{config.where}: {cfg.layers} layers; expected at most {LAYERS_LIMIT}")
+    if (layers := max(cfg.layers, cfg.encoder_layers)) > LAYERS_LIMIT:
+        raise UserError(f"{config.where}: {layers} layers; expected at most {LAYERS_LIMIT}")
     notes = ["auto_map is ignored: no code of a checkpoint is run"] if config.has("auto_map") else []
     tensors = _canonical(family, open_tensors(directory), directory)
+    _drop_copies(family, tensors, directory)
     cfg = family.with_parts(cfg, lambda _, tensor: tensor in tensors)
     cfg, note = _output_embedding(family, cfg, tensors)
     notes += [note] if note else []
-    checkpoint = Checkpoint(directory, family, cfg, tensors, notes)
+    checkpoint = Checkpoint(
+        directory, family, cfg, tensors, notes, _start(config, cfg.vocab) if cfg.encoder_layers else None
+    )
     check_names(tensors, family.all_entries(cfg), cfg, checkpoint.sizes, path_text(directory))
     return checkpoint
 
@@ -80,6 +85,26 @@ def _canonical(family: Family, tensors: dict[str, Tensor], directory: Path) -> d
             raise UserError(f"{path_text(directory)}: {name} is {tensor.dtype}; expected float32, float16 or bfloat16")
         found[canonical] = tensor
     return found
+
+
+def _drop_copies(family: Family, tensors: dict[str, Tensor], directory: Path) -> None:
+    """What is the embedding once more takes its place or goes. Raises UserError where it is another matrix."""
+    for name in family.copies:
+        copy = tensors.pop(name, None)
+        if copy is None:
+            continue
+        own = tensors.setdefault(family.embedding, copy)
+        if own is not copy and (own.shape != copy.shape or not _equal(own, copy)):
+            raise UserError(f"{path_text(directory)}: {name} differs from the embedding, {own.name}")
+
+
+def _start(config: ConfigJson, vocab: int) -> int:
+    """As transformers: decoder_start_token_id, or where there is none the padding's id."""
+    name = "decoder_start_token_id" if config.has("decoder_start_token_id") else "pad_token_id"
+    start = config.number(name, 0)
+    if start not in range(vocab):
+        raise UserError(f"{config.where}: {name} is {start:g}; expected an id below {vocab}")
+    return int(start)
 
 
 def _output_embedding(family: Family, cfg: ModelConfig, tensors: dict[str, Tensor]) -> tuple[ModelConfig, str | None]:
@@ -131,6 +156,9 @@ def load_params(
 
 
 def _apart(cfg: ModelConfig, abstract: dict, names: dict) -> tuple[dict, dict]:
+    if cfg.encoder_layers:
+        encoder, axes = _apart(cfg.encoder, abstract["encoder"], names["encoder"])
+        abstract, names = abstract | {"encoder": encoder}, names | {"encoder": axes}
     layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract["blocks"])
     axes = jax.tree.map(lambda x: x[1:], names["blocks"], is_leaf=lambda x: isinstance(x, tuple))
     return abstract | {"blocks": (layer,) * cfg.layers}, names | {"blocks": (axes,) * cfg.layers}
@@ -139,8 +167,9 @@ def _apart(cfg: ModelConfig, abstract: dict, names: dict) -> tuple[dict, dict]:
 def _pieces(checkpoint: Checkpoint, by_path: dict, path: str) -> list[tuple[tuple[int, ...], np.ndarray]]:
     """(place on the leading axes, view of the file) of all that a parameter consists of."""
     parts, layer = path.split("/"), None
-    if len(parts) > 1 and parts[0] == "blocks" and parts[1].isdigit():
-        layer = int(parts.pop(1))
+    at = 1 + parts.index("blocks") if "blocks" in parts else 0
+    if at and parts[at].isdigit():
+        layer = int(parts.pop(at))
     (entry,) = by_path["/".join(parts)]
     return [
         (place if layer is None else place[1:], checkpoint.sizes.view(checkpoint.tensors[name].view(), entry))

@@ -22,8 +22,9 @@ SPACE = "\u2581"
 DOCUMENT_EOS = "document_eos"
 
 
-def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The contents of the files by name. Raises UserError where tokenizer.json cannot say what the tokenizer does."""
+def hugging_face_files(tokenizer: Tokenizer, *, whole: bool = False) -> dict[str, bytes]:
+    """The contents of the files by name. whole: every text that is read is a whole document, as an encoder's source is.
+    Raises UserError where tokenizer.json cannot say what the tokenizer does."""
     match tokenizer:
         case HuggingFaceTokenizer():
             built = _parsed(tokenizer.files["tokenizer.json"].decode())
@@ -51,7 +52,7 @@ def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         next(iter(side), None) for side in tokenizer.around()
     ):
         # a text begins as a prompt does and is left open: transformers would put EOS after every prompt
-        built.post_processor = _beginning(built, policy.bos)
+        built.post_processor = _around(built, policy.bos, policy.eos if whole else None)
         settings[DOCUMENT_EOS] = policy.eos is not None
     files = {
         "tokenizer.json": built.to_str(pretty=True),
@@ -66,13 +67,14 @@ def _parsed(serialised: str):
     return tokenizers.Tokenizer.from_str(serialised)
 
 
-def _beginning(built, bos: int | None):
+def _around(built, bos: int | None, eos: int | None):
     from tokenizers.processors import TemplateProcessing
 
-    if bos is None:
-        return TemplateProcessing(single="$A", special_tokens=[])
-    token = built.id_to_token(bos)
-    return TemplateProcessing(single=f"{token} $A", special_tokens=[(token, bos)])
+    before, after = ([] if index is None else [built.id_to_token(index)] for index in (bos, eos))
+    tokens = {index: built.id_to_token(index) for index in (bos, eos) if index is not None}
+    return TemplateProcessing(
+        single=[*before, "$A", *after], special_tokens=[(token, index) for index, token in tokens.items()]
+    )
 
 
 def _with_controls(built, names: list[str]):

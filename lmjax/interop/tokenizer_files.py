@@ -34,9 +34,12 @@ def of_directory(directory: Path) -> Tokenizer | None:
                 "tokenizer only: expected a tokenizer.json"
             )
         return _from_json(directory / "vocab.json", byte_level_bpe(directory), settings, stops)
-    if (directory / "tokenizer.model").is_file():
-        file = directory / "tokenizer.model"
-        bos, eos = settings.get("add_bos_token", True) is True, settings.get("add_eos_token", False) is True
+    # Llama's before, T5's behind a text
+    for name, default in (("tokenizer.model", "bos"), ("spiece.model", "eos")):
+        file = directory / name
+        if not file.is_file():
+            continue
+        bos, eos = (settings.get(f"add_{token}_token", default == token) is True for token in ("bos", "eos"))
         bare = sentencepiece_tokenizer(file.read_bytes(), bos=bos, eos=eos, where=path_text(file))
         end = bare.control_ids()["eos"]
         policy = Policy(bos=bare.policy.bos, eos=bare.policy.eos, other_stops=stops or ((end,) if end >= 0 else ()))

@@ -24,10 +24,11 @@ SHARD_LIMIT = 5_000_000_000
 
 def export(
     cfg: ModelConfig, params: dict, tokenizer: Tokenizer | None, directory: Path, *, dtype: str = "float32",
-    shard_limit: int = SHARD_LIMIT,
+    shard_limit: int = SHARD_LIMIT, start: int | None = None,
 ) -> Family:  # fmt: skip
     """Write config.json, safetensors and the tokenizer's files; the family that was found to say this model. A
     vocabulary that was filled up is cut to the tokenizer's. dtype: other than float32 rounds to nearest even.
+    start: the id that the decoder of an encoder-decoder begins with; None: 0.
 
     Raises UserError where no family says the model, or the directory is not empty; nothing is left half-written.
     """
@@ -64,7 +65,7 @@ def export(
         directory.rmdir()
     with built_whole(directory) as scratch:
         write_tensors(scratch, tensors, shard_limit)
-        for name, content in _texts(family, said, tokenizer, vocab, dtype).items():
+        for name, content in _texts(family, said, tokenizer, vocab, dtype, start or 0).items():
             (scratch / name).write_bytes(content)
         scratch.chmod(0o755)
     return family
@@ -79,15 +80,22 @@ def _leaf(leaves: dict[str, jax.Array], path: str, place: tuple[int, ...]) -> np
     return None
 
 
-def _texts(family: Family, cfg: ModelConfig, tokenizer: Tokenizer | None, vocab: int, dtype: str) -> dict[str, bytes]:
+def _texts(
+    family: Family, cfg: ModelConfig, tokenizer: Tokenizer | None, vocab: int, dtype: str, start: int
+) -> dict[str, bytes]:
     ids = {"bos_token_id": None, "eos_token_id": None}
     if tokenizer is not None:
         stops = list(tokenizer.policy.stops)
         ids = {"bos_token_id": tokenizer.policy.bos, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
+    pad = None
+    if cfg.encoder_layers:
+        # transformers pads the decoder's inputs with what they begin with
+        pad, ids = start, ids | {"decoder_start_token_id": start, "pad_token_id": start}
     config = {
-        "architectures": [family.architecture_of(cfg)], "model_type": family.model_type, "pad_token_id": None,
+        "architectures": [family.architecture_of(cfg)], "model_type": family.model_type, "pad_token_id": pad,
         **family.write(cfg), "vocab_size": vocab, "torch_dtype": dtype, **ids,
     }  # fmt: skip
     files = {"config.json": config, "generation_config.json": ids}
     texts = {name: (json.dumps(values, indent=2) + "\n").encode() for name, values in files.items()}
-    return texts | ({} if tokenizer is None else hugging_face_files(tokenizer))
+    whole = cfg.encoder_layers > 0
+    return texts | ({} if tokenizer is None else hugging_face_files(tokenizer, whole=whole))

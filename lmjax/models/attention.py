@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from lmjax import sharding
 from lmjax.errors import UserError
 from lmjax.models import block_attention, splash
+from lmjax.models.positions import Relative
 
 if TYPE_CHECKING:
     from lmjax.models.config import ModelConfig
@@ -60,7 +61,7 @@ Kernel = Auto | Reference | Blocks | CudnnFlash | Splash
 class Need:
     """What a call of attention asks of a kernel. platform: see the function of that name. segments: whether documents
     are kept apart. dropout: on the attention weights. cap: on the scores. parts: into how many a row is split. causal:
-    see above."""
+    see above. bias: whether something is added to the scores (`positions.Relative`)."""
 
     platform: str
     dtype: str
@@ -71,6 +72,7 @@ class Need:
     cap: bool
     parts: int = 1
     causal: bool = True
+    bias: bool = False
 
 
 def platform() -> str:
@@ -97,6 +99,7 @@ def need_of(cfg: "ModelConfig", *, apart: bool) -> Need:
         cap=cfg.score_cap is not None,
         parts=sharding.ways("length"),
         causal=cfg.causal,
+        bias=isinstance(cfg.positions, Relative),
     )
 
 
@@ -126,6 +129,10 @@ def obstacle(kernel: Kernel, need: Need) -> str | None:
                 return f"it wants a length in multiples of 128{each}, not {need.length}"
             if need.head_width % 64:
                 return f"it wants a head width in multiples of 64, not {need.head_width}"
+    if need.bias and isinstance(kernel, CudnnFlash | Splash):
+        return "it adds nothing to the scores, and positions are Relative"
+    if need.bias and need.parts > 1 and isinstance(kernel, Blocks):
+        return "it adds nothing to the scores of rows that mesh.sequence splits"
     if need.dropout and isinstance(kernel, CudnnFlash | Splash):
         return "it has no dropout on the attention weights"
     if need.dropout and need.parts > 1 and isinstance(kernel, Blocks):
@@ -145,8 +152,13 @@ def choose(kernel: Kernel, need: Need) -> tuple[Kernel, str]:
     why = f"{type(fused).__name__}: {reason}" if fused else f"fastest on {need.platform}"
     if reason := obstacle(Blocks(), need):
         return Reference(), f"Blocks: {reason}"
-    # at most 16 blocks: each is compiled apart
-    return Blocks(size=max(128, -(-need.length // 16))), why
+    return Blocks(size=_block_size(need.length)), why
+
+
+def scale_of(cfg: "ModelConfig", layer, dtype) -> float | jax.Array:
+    """What the scores of that layer are multiplied by."""
+    scale = cfg.head_width**-0.5 if cfg.score_scale is None else cfg.score_scale
+    return jnp.asarray(scale / (layer + 1), dtype) if cfg.scale_by_layer else scale
 
 
 def names_its_output(cfg: "ModelConfig", length: int) -> bool:
@@ -158,21 +170,21 @@ def names_its_output(cfg: "ModelConfig", length: int) -> bool:
 def attend(
     q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel: Kernel, *,
     scale: float | jax.Array | None = None, cap: float | None = None, window: int | None = None,
-    causal: bool = True, rate: float = 0.0, key=None,
+    causal: bool = True, bias_BNTS: jax.Array | None = None, rate: float = 0.0, key=None,
 ) -> jax.Array:  # fmt: skip
     """Self-attention over one row, (B, T, N, H).
 
     segments_BT: None: the row is one segment; otherwise only tokens of the same number see each other. causal: see
     above. scale: of the scores; None: 1 / sqrt(H). cap: scores become cap x tanh(score / cap) (Gemma 2,
-    arXiv:2408.00118, section 2). window: see above; None: no limit. rate, key: dropout on the attention weights, off
-    where key is None.
+    arXiv:2408.00118, section 2). window: see above; None: no limit. bias_BNTS: added to the scores; B or 1. rate,
+    key: dropout on the attention weights, off where key is None.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
     parts = sharding.ways("length") if T > 1 else 1
     need = Need(
         platform=platform(), dtype=str(q_BTNH.dtype), length=T, head_width=H,
         segments=segments_BT is not None, dropout=key is not None and rate > 0, cap=cap is not None, parts=parts,
-        causal=causal,
+        causal=causal, bias=bias_BNTS is not None,
     )  # fmt: skip
     kernel, _ = choose(kernel, need)
     q_BTNH = q_BTNH * (H**-0.5 if scale is None else scale)
@@ -198,14 +210,47 @@ def attend(
             mask_BTS = mask_BTS & (segments_BT[:, start:stop, None] == segments_BT[:, None, first:last])
         spans.append((start, stop, first, last))
         masks.append(mask_BTS)
-    if isinstance(kernel, Blocks) and cap is None and not need.dropout:
+    if isinstance(kernel, Blocks) and cap is None and bias_BNTS is None and not need.dropout:
         return block_attention.attend(tuple(spans), q_BTNH, k_BTKH, v_BTKH, masks)
+    return _by_blocks(spans, masks, q_BTNH, k_BTKH, v_BTKH, bias_BNTS, cap, rate, key)
+
+
+def _by_blocks(spans, masks, q_BTNH, k_BSKH, v_BSKH, bias_BNTS, cap, rate: float, key) -> jax.Array:
+    """`masked` of each block of queries over its span of keys."""
     blocks = []
     for (start, stop, first, last), mask_BTS in zip(spans, masks, strict=True):
         block_key = None if key is None else jax.random.fold_in(key, start)
-        q, k, v = q_BTNH[:, start:stop], k_BTKH[:, first:last], v_BTKH[:, first:last]
-        blocks.append(masked(q, k, v, mask_BTS, cap=cap, rate=rate, key=block_key))
+        q, k, v = q_BTNH[:, start:stop], k_BSKH[:, first:last], v_BSKH[:, first:last]
+        bias = None if bias_BNTS is None else bias_BNTS[:, :, start:stop, first:last]
+        blocks.append(masked(q, k, v, mask_BTS, cap=cap, bias_BNTS=bias, rate=rate, key=block_key))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+def attend_source(
+    q_BTNH, k_BSKH, v_BSKH, mask_BTS, kernel: Kernel, *, scale, cap: float | None = None, rate: float = 0.0, key=None
+) -> jax.Array:
+    """Attention of a row to another one, (B, T, N, H): by blocks of queries, or where the kernel is Reference or a row
+    is split, by the formula as it stands. mask_BTS: B or 1. A query that sees no key gets zeros. The rest: `attend`."""
+    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    q_BTNH = q_BTNH * scale
+    some_BT = mask_BTS.any(axis=-1)
+    # softmax over nothing has no value, nor has its gradient
+    mask_BTS = mask_BTS | ~some_BT[..., None]
+    size = T
+    if not isinstance(kernel, Reference) and sharding.ways("length") == 1:
+        size = kernel.size if isinstance(kernel, Blocks) else _block_size(T)
+    spans = tuple((start, min(start + size, T), 0, S) for start in range(0, T, size))
+    masks = [mask_BTS[:, start:stop] for start, stop, _, _ in spans]
+    if size < T and cap is None and (key is None or rate == 0):
+        z_BTNH = block_attention.attend(spans, q_BTNH, k_BSKH, v_BSKH, masks)
+    else:
+        z_BTNH = _by_blocks(spans, masks, q_BTNH, k_BSKH, v_BSKH, None, cap, rate, key)
+    return jnp.where(some_BT[..., None, None], z_BTNH, jnp.zeros((), z_BTNH.dtype))
+
+
+def _block_size(length: int) -> int:
+    """At most 16 blocks: each is compiled apart."""
+    return max(128, -(-length // 16))
 
 
 def _split_rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, size: int, cap, window: int | None, parts: int, causal: bool):
@@ -249,13 +294,14 @@ def visible(positions_BT: jax.Array, slots_S: jax.Array, window: int | None, cau
     return distance_BTS >= 0 if window is None else (distance_BTS >= 0) & (distance_BTS < window)
 
 
-def masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, cap: float | None = None, rate: float = 0.0, key=None) -> jax.Array:
-    """Attention of T queries, already scaled, over S keys where mask_BTS is True; each must see at least one."""
+def masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, cap=None, bias_BNTS=None, rate: float = 0.0, key=None) -> jax.Array:
+    """Attention of T queries, already scaled, over S keys where mask_BTS is True; each must see at least one. The rest
+    as `attend`."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    weights_BKGTS = _weights(scores_BKGTS, mask_BTS, cap)
+    weights_BKGTS = _weights(scores_BKGTS, mask_BTS, cap, bias_BNTS)
     if key is not None and rate > 0:
         keep = jax.random.bernoulli(key, 1 - rate, weights_BKGTS.shape)
         weights_BKGTS = jnp.where(keep, weights_BKGTS / (1 - rate), 0.0)
@@ -263,13 +309,13 @@ def masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, cap: float | None = None, rate: 
     return z_BTKGH.reshape(B, T, N, H)
 
 
-def over_segments(q_BTNH, keys, values, mask_BTS, *, cap: float | None = None) -> jax.Array:
+def over_segments(q_BTNH, keys, values, mask_BTS, *, cap: float | None = None, bias_BNTS=None) -> jax.Array:
     """As `masked`, over keys and values in several arrays (B, K, S_i, H) with S = sum of S_i (models/cache.py)."""
     B, T, N, H = q_BTNH.shape
     K = keys[0].shape[1]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
     scores = [jnp.einsum("BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32) for k_BKSH in keys]
-    weights_BKGTS = _weights(jnp.concatenate(scores, axis=-1), mask_BTS, cap)
+    weights_BKGTS = _weights(jnp.concatenate(scores, axis=-1), mask_BTS, cap, bias_BNTS)
     cuts = np.cumsum([k_BKSH.shape[2] for k_BKSH in keys])[:-1]
     parts = [
         jnp.einsum("BKGTS,BKSH->BTKGH", part_BKGTS.astype(v_BKSH.dtype), v_BKSH)
@@ -278,8 +324,11 @@ def over_segments(q_BTNH, keys, values, mask_BTS, *, cap: float | None = None) -
     return sum(parts[1:], parts[0]).reshape(B, T, N, H)
 
 
-def _weights(scores_BKGTS: jax.Array, mask_BTS: jax.Array, cap: float | None) -> jax.Array:
+def _weights(scores_BKGTS: jax.Array, mask_BTS: jax.Array, cap: float | None, bias_BNTS: jax.Array | None):
     """The softmax, in float32: bfloat16 loses the tail of long contexts."""
+    if bias_BNTS is not None:
+        _, K, G, T, S = scores_BKGTS.shape
+        scores_BKGTS = scores_BKGTS + bias_BNTS.reshape(-1, K, G, T, S)
     if cap is not None:
         scores_BKGTS = cap * jnp.tanh(scores_BKGTS / cap)
     return jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf), axis=-1)

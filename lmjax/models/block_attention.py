@@ -52,8 +52,8 @@ def _forward(spans, q_BTNH, k_BSKH, v_BSKH, masks):
 
 def _backward(spans, saved, dz_BTNH):
     q_BKRH, k_BKSH, v_BKSH, z_BKRH, kept = saved
-    K, S, dtype = k_BKSH.shape[1], k_BKSH.shape[2], q_BKRH.dtype
-    dz_BKRH, G = _heads_first(dz_BTNH, K), q_BKRH.shape[2] // S
+    K, S, T, dtype = k_BKSH.shape[1], k_BKSH.shape[2], dz_BTNH.shape[1], q_BKRH.dtype
+    dz_BKRH, G = _heads_first(dz_BTNH, K), q_BKRH.shape[2] // T
     # of all weights times their gradients the sum over keys
     mean_BKR1 = jnp.sum(dz_BKRH.astype(jnp.float32) * z_BKRH.astype(jnp.float32), axis=-1, keepdims=True)
     dq_BKRH, dk_BKSH, dv_BKSH = (jnp.zeros(x.shape, jnp.float32) for x in (q_BKRH, k_BKSH, v_BKSH))
@@ -65,7 +65,8 @@ def _backward(spans, saved, dz_BTNH):
         dq_BKRH = dq_BKRH.at[:, :, rows].set(_product(d_scores_BKRS, k_BKSH[:, :, keys], 2))
         dk_BKSH = dk_BKSH.at[:, :, keys].add(_over_rows(d_scores_BKRS, q_BKRH[:, :, rows]))
         dv_BKSH = dv_BKSH.at[:, :, keys].add(_over_rows(raised_BKRS, (dz * inverse_BKR1).astype(dtype)))
-    return *(_heads_last(x.astype(dtype), S) for x in (dq_BKRH, dk_BKSH, dv_BKSH)), None
+    gradients = (dq_BKRH, T), (dk_BKSH, S), (dv_BKSH, S)
+    return *(_heads_last(x.astype(dtype), length) for x, length in gradients), None
 
 
 def _over_rows(x_BKRS, y_BKRH) -> jax.Array:

@@ -6,32 +6,33 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from lmjax.models import attention, splash
+from lmjax.models import attention
 from lmjax.models.cache import LayerCache, append
-from lmjax.models.config import ModelConfig, Remat
+from lmjax.models.config import ModelConfig
+from lmjax.models.cross_attention import CrossAttentionLayer, Source
 from lmjax.models.feedforward import Experts, FeedForwardLayer
 from lmjax.models.moe import ExpertsLayer
 from lmjax.models.norms import Normalise
 from lmjax.models.packed import product
 from lmjax.models.positions import rotate
 from lmjax.models.projection import Projection, mapped
+from lmjax.models.remat import ATTENDED, BLOCK_INPUT, keep, policy
 from lmjax.models.tap import TAPS, tap
 from lmjax.sharding import constrain
-
-# names of what a block may keep for its backward pass: its input, and attention's output before its projection
-BLOCK_INPUT, ATTENDED = "block_input", "attended"
 
 
 class Seen(NamedTuple):
     """What all layers know of the tokens. angles: cos and sin for each Span of the pattern, or None. counted_BT: which
-    tokens the routers of experts are to count, in training; None: this is no training, or there are no experts."""
+    tokens the routers of experts are to count, in training; None: this is no training, or there are no experts.
+    bias_BNTS: what relative positions add to the scores; B or 1. source: of a decoder that has an encoder."""
 
     positions_BT: jax.Array
     segments_BT: jax.Array | None
     angles: tuple
     counted_BT: jax.Array | None = None
+    bias_BNTS: jax.Array | None = None
+    source: Source | None = None
 
 
 class AttentionLayer(nn.Module):
@@ -86,10 +87,10 @@ class AttentionLayer(nn.Module):
         # under two names the same numbers would be kept twice
         if cfg.remat != "nothing" and not (cache is None and attention.names_its_output(cfg, z_BTNH.shape[1])):
             z_BTNH = keep(cfg, ATTENDED, z_BTNH)
-        out_bias = cfg.bias if cfg.out_bias is None else cfg.out_bias
         out = Projection(
-            (cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, out_bias, cfg.products, name="out"
-        )
+            (cfg.width,), ("heads", "head_dim"), ("embed",), cfg.residual_std, cfg.has_out_bias, cfg.products,
+            name="out",
+        )  # fmt: skip
         return constrain(out(tap(self, "hook_z", z_BTNH)), "batch", "stream", "embed"), cache
 
 
@@ -98,13 +99,12 @@ def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, l
     window, angles = cfg.pattern[kind].window, seen.angles[kind]
     if angles is not None:
         q_BTNH, k_BTKH = rotate(q_BTNH, angles), rotate(k_BTKH, angles)
-    scale = cfg.head_width**-0.5 if cfg.score_scale is None else cfg.score_scale
-    if cfg.scale_by_layer:
-        scale = jnp.asarray(scale / (layer + 1), q_BTNH.dtype)
+    scale = attention.scale_of(cfg, layer, q_BTNH.dtype)
     if cache is None:
         z_BTNH = attention.attend(
             q_BTNH, k_BTKH, v_BTKH, seen.segments_BT, cfg.kernel,
-            scale=scale, cap=cfg.score_cap, window=window, causal=cfg.causal, rate=cfg.dropout, key=key,
+            scale=scale, cap=cfg.score_cap, window=window, causal=cfg.causal, bias_BNTS=seen.bias_BNTS,
+            rate=cfg.dropout, key=key,
         )  # fmt: skip
         return z_BTNH, None
     cache = append(cache, k_BTKH, v_BTKH, seen.positions_BT)
@@ -114,8 +114,9 @@ def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, l
     def over(segments, q_BTNH, cache):
         # a slot holds the key of its own position: what lies after the query is either padding or not yet written
         mask_BTS = attention.visible(seen.positions_BT, jnp.arange(ends[segments - 1]), window)
+        bias_BNTS = None if seen.bias_BNTS is None else seen.bias_BNTS[..., : ends[segments - 1]]
         return attention.over_segments(
-            q_BTNH, cache.keys[:segments], cache.values[:segments], mask_BTS, cap=cfg.score_cap
+            q_BTNH, cache.keys[:segments], cache.values[:segments], mask_BTS, cap=cfg.score_cap, bias_BNTS=bias_BNTS
         )
 
     # only as much of the cache is read as is filled, by one of a few programs
@@ -127,7 +128,8 @@ def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, l
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feedforward(norm(x)): pre-normalisation (GPT-2, section 2.3); or norm(x +
-    attention(x)), then norm(x + feedforward(x)). layer: its number, from 0; a number of Python's where the layers are
+    attention(x)), then norm(x + feedforward(x)). Between the two, in the same way, attention to an encoder's tokens,
+    where there is an encoder. layer: its number, from 0; a number of Python's where the layers are
     not scanned. Returns (x_BTD, (cache, routing))."""
 
     cfg: ModelConfig
@@ -156,6 +158,13 @@ class Block(nn.Module):
             first(x_BTD, "attention_norm"), seen, layer, cache
         )
         middle_BTD = last(x_BTD + tap(self, "hook_attn_out", added(h_BTD, "attention")), "attention_norm")
+        if cfg.encoder_layers:
+            middle_BTD = tap(self, "hook_resid_mid_cross", middle_BTD)
+            h_BTD = CrossAttentionLayer(cfg, self.training, name="cross_attention")(
+                first(middle_BTD, "cross_attention_norm"), seen.source, seen.segments_BT, layer, cache and cache.source
+            )
+            h_BTD = tap(self, "hook_cross_attn_out", added(h_BTD, "cross_attention"))
+            middle_BTD = last(middle_BTD + h_BTD, "cross_attention_norm")
         if not cfg.parallel:
             x_BTD = tap(self, "hook_resid_mid", middle_BTD)
         h_BTD, routing = first(x_BTD, "feedforward_norm"), None
@@ -165,29 +174,6 @@ class Block(nn.Module):
             h_BTD = FeedForwardLayer(cfg, name="feedforward")(h_BTD)
         x_BTD = last(middle_BTD + tap(self, "hook_mlp_out", added(h_BTD, "feedforward")), "feedforward_norm")
         return tap(self, "hook_resid_post", x_BTD), (cache, routing)
-
-
-def keep(cfg: ModelConfig, name: str, x: jax.Array) -> jax.Array:
-    """x itself, under a name that the policies of cfg.remat know; where nothing is recomputed this adds nothing."""
-    return x if cfg.remat == "nothing" else checkpoint_name(x, name)
-
-
-def policy(remat: Remat):
-    """What jax.checkpoint keeps of a block beside its input, for every remat but "nothing"."""
-    policies = jax.checkpoint_policies
-    kernels = policies.save_only_these_names(ATTENDED, splash.SAVED)
-    match remat:
-        case "products":
-            return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, kernels)
-        case "attention":
-            return kernels
-        case "everything":
-            return policies.nothing_saveable
-        case "offload":
-            return policies.save_and_offload_only_these_names(
-                names_which_can_be_saved=[], names_which_can_be_offloaded=[BLOCK_INPUT],
-                offload_src="device", offload_dst="pinned_host",
-            )  # fmt: skip
 
 
 def stack(cfg: ModelConfig, training: bool, name: str) -> nn.Module:

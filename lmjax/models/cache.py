@@ -1,6 +1,6 @@
 """Keys and values of the tokens read so far: an explicit argument and an explicit result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import jax
@@ -14,13 +14,25 @@ FIRST, FACTOR = 128, 4
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class SourceKeys:
+    """Keys and values, computed once, of the source's tokens that a layer of a decoder attends to. there_BS: which are
+    tokens and no padding. B: rows of the source, of each of which the cache may have several side by side (beams)."""
+
+    keys_BKSH: jax.Array
+    values_BKSH: jax.Array
+    there_BS: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class LayerCache:
     """One slot a position, in segments: slots up to 128, up to 512, up to 2048, ... are arrays of their own, so that
     those that are filled are read without a copy. Each is (B, K, S, H), which products read as it lies; with a leading
-    axis L where it holds all layers."""
+    axis L where it holds all layers. source: of a decoder that has an encoder."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
+    source: SourceKeys | None = None
 
     @property
     def ends(self) -> list[int]:
@@ -51,6 +63,18 @@ def slots(cache: LayerCache | tuple[LayerCache, ...]) -> int:
     return (cache[0] if isinstance(cache, tuple) else cache).ends[-1]
 
 
+def taken(cache: LayerCache | tuple[LayerCache, ...], rows_R: jax.Array) -> LayerCache | tuple[LayerCache, ...]:
+    """The cache with these rows in this order; the source is left as it is."""
+    if isinstance(cache, tuple):
+        return tuple(_taken(layer, rows_R, 0) for layer in cache)
+    return _taken(cache, rows_R, 1)
+
+
+def _taken(cache: LayerCache, rows_R: jax.Array, axis: int) -> LayerCache:
+    keys, values = (tuple(jnp.take(x, rows_R, axis=axis) for x in xs) for xs in (cache.keys, cache.values))
+    return replace(cache, keys=keys, values=values)
+
+
 def append(cache: LayerCache, k_BTKH, v_BTKH, positions_BT) -> LayerCache:
     """Write each key and value into the slot of its position; positions outside the cache are dropped, not clamped."""
 
@@ -67,4 +91,5 @@ def append(cache: LayerCache, k_BTKH, v_BTKH, positions_BT) -> LayerCache:
             start += size
         return tuple(written)
 
-    return LayerCache(all_segments(cache.keys, k_BTKH), all_segments(cache.values, v_BTKH))
+    keys, values = all_segments(cache.keys, k_BTKH), all_segments(cache.values, v_BTKH)
+    return LayerCache(keys, values, cache.source)

@@ -1,6 +1,6 @@
 """What a Transformer is, as data. Each member of a union carries only its own parameters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lmjax.models.attention import Auto, Kernel
@@ -27,8 +27,11 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A Transformer of one stack of blocks: a decoder (GPT-2, Llama), or an encoder (BERT, RoBERTa).
+    """A Transformer of one stack of blocks: a decoder (GPT-2, Llama), or an encoder (BERT, RoBERTa); or of two: a
+    decoder that attends to an encoder (T5).
 
+    encoder_layers: layers of an encoder, otherwise as the decoder, that every layer of the decoder attends to; 0: there
+    is none. Source, target and, where tied, output share one embedding (arXiv:1706.03762, section 3.4).
     causal: a token sees what came before it; False: all of its segment. norm_first: x + f(norm(x)) (GPT-2, section
     2.3), and a norm after the last block; False: norm(x + f(x)) (arXiv:1706.03762, section 3.1). embedding_norm: the
     sum of embeddings is normalised (BERT). token_types: how many there are, each with an embedding of its own (BERT's
@@ -41,14 +44,15 @@ class ModelConfig:
     successive layers. score_cap, logit_cap: x becomes cap x tanh(x / cap). parallel: attention and feed-forward
     read the same x (GPT-J; PaLM, arXiv:2204.02311, section 2). post_norms: what each adds to the residual
     stream is normalised too (Gemma 2, arXiv:2408.00118). scaled_embedding: embeddings times sqrt(width).
+    scaled_output: the vectors from which tokens are predicted are divided by sqrt(width) (T5 v1.0).
 
     vocab: None takes the tokenizer's size. kv_heads: None takes `heads`; fewer is grouped-query
     attention (arXiv:2305.13245), 1 multi-query (arXiv:1911.02150). head_dim: None takes width / heads.
-    bias: of the attention projections. init_std: of every matrix, divided by sqrt(2 layers) for the two that write
-    to the residual stream (GPT-2, section 2.3). dtype: of the computation; parameters, softmax, norms
-    and loss are float32 always. unroll: layers that one turn of the scan over layers holds; more compile longer and
-    run faster on CPU. products: the numbers of the blocks' matrix products with weights, see models/quantised.py; not
-    of experts, attention or the unembedding.
+    bias: of the attention projections. init_std: of every matrix, divided by sqrt(2 layers) for the two of a layer
+    that write to the residual stream (GPT-2, section 2.3), by sqrt(3 layers) where there are three. dtype: of the
+    computation; parameters, softmax, norms and loss are float32 always. unroll: layers that one turn of the scan over
+    layers holds; more compile longer and run faster on CPU. products: the numbers of the blocks' matrix products with
+    weights, see models/quantised.py; not of experts, attention or the unembedding.
 
     remat: what the backward pass of a block computes again (arXiv:1604.06174), from most memory to least. "nothing":
     all is kept but, in bfloat16, what is made element by element inside a norm or a gate. "products": what the matrix
@@ -62,6 +66,7 @@ class ModelConfig:
     width: int
     heads: int
     context: int
+    encoder_layers: int = 0
     vocab: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
@@ -85,6 +90,7 @@ class ModelConfig:
     parallel: bool = False
     post_norms: bool = False
     scaled_embedding: bool = False
+    scaled_output: bool = False
     tied: bool = True
     dropout: float = 0.0
     init_std: float = 0.02
@@ -121,6 +127,7 @@ class ModelConfig:
             raise ValueError("causal is False, and a Span has a window, which counts back from a token")
         if not self.norm_first and (self.parallel or self.post_norms):
             raise ValueError("norm_first is False; expected parallel and post_norms to be False too")
+        self._check_encoder()
         if self.token_types < 0:
             raise ValueError(f"token_types is {self.token_types}; expected 0 or more")
         if self.masked_head and self.logit_cap is not None:
@@ -132,6 +139,27 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; expected a number from 0 to below 1")
 
+    def _check_encoder(self):
+        if self.encoder_layers < 0:
+            raise ValueError(f"encoder_layers is {self.encoder_layers}; expected 0 or more")
+        if not self.encoder_layers:
+            return
+        wrong = {
+            "causal=False": not self.causal, "parallel=True": self.parallel, "token_types": self.token_types > 0,
+            "masked_head": self.masked_head, "pooler": self.pooler, "Experts": isinstance(self.feedforward, Experts),
+            "a window": any(span.window is not None for span in self.pattern),
+        }  # fmt: skip
+        if found := [name for name, is_wrong in wrong.items() if is_wrong]:
+            raise ValueError(f"encoder_layers is {self.encoder_layers}; expected a model without {', '.join(found)}")
+
+    @property
+    def encoder(self) -> "ModelConfig":
+        """The encoder alone; its embedding is the decoder's."""
+        if not self.encoder_layers:
+            raise ValueError("encoder_layers is 0: there is no encoder")
+        changes = {"causal": False, "scaled_output": False, "tied": True}
+        return replace(self, layers=self.encoder_layers, encoder_layers=0, **changes)
+
     @property
     def n_kv_heads(self) -> int:
         return self.kv_heads or self.heads
@@ -139,6 +167,10 @@ class ModelConfig:
     @property
     def head_width(self) -> int:
         return self.head_dim or self.width // self.heads
+
+    @property
+    def has_out_bias(self) -> bool:
+        return self.bias if self.out_bias is None else self.out_bias
 
     @property
     def hidden(self) -> int:
@@ -153,4 +185,4 @@ class ModelConfig:
 
     @property
     def residual_std(self) -> float:
-        return self.init_std / (2 * self.layers) ** 0.5
+        return self.init_std / ((3 if self.encoder_layers else 2) * self.layers) ** 0.5

@@ -16,6 +16,9 @@ def pack_params(cfg: ModelConfig, params: dict, weights: Weights) -> dict:
         return params
     matrix_VD = params["embedding" if cfg.tied else "unembedding"]
     rest = {name: value for name, value in params.items() if name not in ("blocks", "unembedding")}
+    if cfg.encoder_layers:
+        layers = tuple(_layer(cfg.encoder, layer, weights) for layer in params["encoder"]["blocks"])
+        rest["encoder"] = params["encoder"] | {"blocks": layers}
     return rest | {
         "blocks": tuple(_layer(cfg, layer, weights) for layer in params["blocks"]),
         "packed_unembedding": pack(matrix_VD, weights),
@@ -33,12 +36,18 @@ def _layer(cfg: ModelConfig, layer: dict, weights: Weights) -> dict:
         biases = [part["bias"].reshape(K, -1, cfg.head_width) for part in parts]
         attention["qkv_bias"] = jnp.concatenate(biases, axis=1).reshape(-1)
     attention["out"] = _projection(attention["out"], weights, inputs=2)
+    layer = layer | {"attention": attention}
+    if cfg.encoder_layers:
+        cross = layer["cross_attention"]
+        inputs = {"q": 1, "k": 1, "v": 1, "out": 2}
+        packed = {name: _projection(cross[name], weights, inputs=axes) for name, axes in inputs.items()}
+        layer = layer | {"cross_attention": cross | packed}
     if isinstance(cfg.feedforward, Experts):
         half = {name: feedforward[name].astype(jnp.bfloat16) for name in ("gate", "up", "down")}
         feedforward = feedforward | half
     else:
         feedforward = {name: _projection(part, weights, inputs=1) for name, part in feedforward.items()}
-    return layer | {"attention": attention, "feedforward": feedforward}
+    return layer | {"feedforward": feedforward}
 
 
 def _projection(part: dict, weights: Weights, *, inputs: int) -> dict:

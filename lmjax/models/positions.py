@@ -1,4 +1,5 @@
-"""Where a token stands: Learned (GPT-2), Sinusoidal (arXiv:1706.03762, section 3.5), Rotary (arXiv:2104.09864)."""
+"""Where a token stands: Learned (GPT-2), Sinusoidal (arXiv:1706.03762, section 3.5), Rotary (arXiv:2104.09864),
+Relative (T5, arXiv:1910.10683, section 2.1)."""
 
 import math
 from dataclasses import dataclass
@@ -123,7 +124,23 @@ class Rotary:
         return (frequency, 1.0) if self.stretch is None else self.stretch(frequency, self.theta, turned)
 
 
-Positions = Learned | Sinusoidal | Rotary
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """A number for each head and each bucket of distances is added to the scores; one table a stack, which its layers
+    share. Half of the buckets are of one distance each, the others grow by a factor up to `distance`, from where on
+    all share the last; where a token sees what comes after it, each direction has half of them."""
+
+    buckets: int = 32
+    distance: int = 128
+
+    def __post_init__(self):
+        if self.buckets < 4 or self.buckets % 4:
+            raise ValueError(f"buckets is {self.buckets}; expected a positive multiple of 4")
+        if not self.distance > self.buckets // 2:
+            raise ValueError(f"distance is {self.distance}; expected more than half of the {self.buckets} buckets")
+
+
+Positions = Learned | Sinusoidal | Rotary | Relative
 
 
 def sinusoid(positions_BT: jax.Array, width: int) -> jax.Array:
@@ -149,3 +166,25 @@ def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     x32 = x_BTNH.astype(jnp.float32)
     left, right, rest = x32[..., :half], x32[..., half : 2 * half], x32[..., 2 * half :]
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1).astype(x_BTNH.dtype)
+
+
+def buckets_of_distance(relative: Relative, causal: bool) -> np.ndarray:
+    """(distance + 1,) the bucket of each distance in one direction, in float32 as transformers' modeling_t5.py has it.
+    A table, so that no device's logarithm rounds a distance into another bucket."""
+    count = relative.buckets if causal else relative.buckets // 2
+    exact = count // 2
+    distance = np.arange(relative.distance + 1)
+    grown = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    grown = grown / np.float32(math.log(relative.distance / exact)) * np.float32(count - exact)
+    return np.where(distance < exact, distance, np.minimum(exact + grown.astype(np.int32), count - 1))
+
+
+def relative_bias(relative: Relative, table_IN: jax.Array, positions_BT, slots_S, causal: bool) -> jax.Array:
+    """(B, N, T, S) in float32, of the scores of queries at these positions and keys at those. table_IN: a row a bucket;
+    where not causal the second half is of keys that come after the query."""
+    ahead_BTS = slots_S - positions_BT[:, :, None]
+    far_BTS = jnp.maximum(-ahead_BTS, 0) if causal else jnp.abs(ahead_BTS)
+    buckets_BTS = jnp.asarray(buckets_of_distance(relative, causal))[jnp.minimum(far_BTS, relative.distance)]
+    if not causal:
+        buckets_BTS = buckets_BTS + jnp.where(ahead_BTS > 0, relative.buckets // 2, 0)
+    return jnp.moveaxis(table_IN[buckets_BTS], -1, 1)

@@ -7,6 +7,7 @@ TAPS = "taps"
 # our modules' names where TransformerLens has others
 THEIRS = {
     "attention": "attn", "feedforward": "mlp", "attention_norm": "ln1", "feedforward_norm": "ln2",
+    "cross_attention": "cross_attn", "cross_attention_norm": "ln_cross",
     "attention_post_norm": "ln1_post", "feedforward_post_norm": "ln2_post", "final_norm": "ln_final",
 }  # fmt: skip
 

@@ -1,16 +1,19 @@
 """The Transformer: tokens to the vectors from which tokens are predicted."""
 
 import functools
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.errors import UserError
 from lmjax.models import positions as pos
 from lmjax.models.blocks import Block, Seen, stack
-from lmjax.models.cache import LayerCache
+from lmjax.models.cache import LayerCache, slots
 from lmjax.models.config import ModelConfig
+from lmjax.models.cross_attention import CrossAttentionLayer, Source
 from lmjax.models.feedforward import Experts
 from lmjax.models.heads import MaskedHead, Pooler
 from lmjax.models.norms import Normalise
@@ -38,6 +41,9 @@ class Transformer(nn.Module):
         if isinstance(cfg.positions, pos.Learned):
             shape = (cfg.context + cfg.positions.offset, cfg.width)
             self.position_table = self.param("positions", named(init, ("positions", "embed")), shape)
+        if isinstance(cfg.positions, pos.Relative):
+            shape = (cfg.positions.buckets, cfg.heads)
+            self.relative_table = self.param("relative", named(init, (None, "heads")), shape)
         if cfg.token_types:
             self.type_table = self.param("token_types", named(init, (None, "embed")), (cfg.token_types, cfg.width))
         if cfg.embedding_norm:
@@ -54,22 +60,27 @@ class Transformer(nn.Module):
             self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
 
     def __call__(
-        self, tokens_BT, positions_BT, segments_BT=None, types_BT=None, cache: LayerCache | None = None, counted_BT=None
-    ):
-        x_BTD, seen = self.embed(tokens_BT, positions_BT, segments_BT, types_BT)
+        self, tokens_BT, positions_BT, segments_BT=None, types_BT=None, source: Source | None = None,
+        cache: LayerCache | None = None, counted_BT=None,
+    ):  # fmt: skip
+        x_BTD, seen = self.embed(tokens_BT, positions_BT, segments_BT, types_BT, source, cache and slots(cache))
         seen = seen._replace(counted_BT=counted_BT)
         x_BTD, (cache, routing) = self.blocks(x_BTD, seen, jnp.arange(self.cfg.layers), cache)
         return self.finish(x_BTD), cache, routing
 
     def whole(self, tokens_BT, positions_BT):
         """Every part once, which makes its parameters."""
-        hidden_BTD, _, _ = self(tokens_BT, positions_BT)
+        source = Source(jnp.zeros((1, 1, self.cfg.width), self.cfg.dtype)) if self.cfg.encoder_layers else None
+        hidden_BTD, _, _ = self(tokens_BT, positions_BT, source=source)
         for name in ("masked_head", "pooler"):
             if getattr(self.cfg, name):
                 getattr(self, name)(hidden_BTD)
 
-    def embed(self, tokens_BT, positions_BT, segments_BT, types_BT=None) -> tuple[jax.Array, Seen]:
-        """The residual stream before the first block, and what all blocks know. types_BT: None: all are of type 0."""
+    def embed(
+        self, tokens_BT, positions_BT, segments_BT, types_BT=None, source: Source | None = None, room: int | None = None
+    ) -> tuple[jax.Array, Seen]:
+        """The residual stream before the first block, and what all blocks know. types_BT: None: all are of type 0.
+        room: slots of the cache; None: there is none."""
         cfg = self.cfg
         # a table is gathered over "fsdp" before it is read: the compiler would move the activations instead;
         # and cast after it is read, so that the gradients of a frequent token are summed in float32
@@ -90,19 +101,62 @@ class Transformer(nn.Module):
         # once for each kind of layer, not for each layer
         angles = {r: r and pos.rotary_angles(positions_BT, cfg.head_width, r) for r in dict.fromkeys(cfg.rotaries)}
         x_BTD = self.dropout(constrain(tap(self, "hook_embed", x_BTD), "batch", "length", "embed"))
-        return x_BTD, Seen(positions_BT, segments_BT, tuple(angles[rotary] for rotary in cfg.rotaries))
+        angles = tuple(angles[rotary] for rotary in cfg.rotaries)
+        return x_BTD, Seen(
+            positions_BT, segments_BT, angles, bias_BNTS=self.relative_bias(positions_BT, room), source=source
+        )
+
+    def relative_bias(self, positions_BT, room: int | None) -> jax.Array | None:
+        """(B or 1, N, T, S) of all layers' scores; None where positions are not Relative. Without a cache S = T: places
+        that see one another lie as far apart in the row as in their text, packed or not."""
+        cfg = self.cfg
+        if not isinstance(cfg.positions, pos.Relative):
+            return None
+        slots_S = jnp.arange(positions_BT.shape[1] if room is None else room)
+        at_BT = slots_S[None] if room is None else positions_BT
+        table_IN = constrain(self.relative_table, None, "heads")
+        bias_BNTS = pos.relative_bias(cfg.positions, table_IN, at_BT, slots_S, cfg.causal)
+        return constrain(bias_BNTS, None if room is None else "batch", "heads", "length", None)
 
     def finish(self, x_BTD) -> jax.Array:
-        """The final norm, where there is one."""
-        return self.final_norm(x_BTD) if self.cfg.norm_first else x_BTD
+        """The final norm and the scale, where there are any."""
+        x_BTD = self.final_norm(x_BTD) if self.cfg.norm_first else x_BTD
+        return x_BTD * jnp.asarray(self.cfg.width**-0.5, x_BTD.dtype) if self.cfg.scaled_output else x_BTD
+
+
+def encode(cfg: ModelConfig, params, tokens_BS, positions_BS, segments_BS=None, *, dropout_key=None) -> Source:
+    """What the decoder attends to (cfg.encoder_layers). With a dropout_key, dropout is on; `hidden` and `trained` may
+    have the same one."""
+    # the masks of the two stacks must not be the same ones
+    key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
+    own = {"embedding": params["embedding"], **params["encoder"]}
+    hidden_BSD, _ = hidden(cfg.encoder, own, tokens_BS, positions_BS, segments_BS, dropout_key=key)
+    return Source(hidden_BSD, segments_BS)
+
+
+def with_source(cfg: ModelConfig, params, cache, source: Source):
+    """The cache with every layer's keys and values of the source."""
+
+    def kept(weights):
+        layer = CrossAttentionLayer(cfg, training=False)
+        return layer.apply({"params": weights["cross_attention"]}, source, method="kept")
+
+    if isinstance(params["blocks"], tuple):
+        return tuple(
+            replace(layer, source=kept(weights)) for layer, weights in zip(cache, params["blocks"], strict=True)
+        )
+    return replace(cache, source=jax.lax.map(kept, params["blocks"]))
 
 
 def hidden(
-    cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, types_BT=None, cache=None, dropout_key=None
-):
+    cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, types_BT=None, source: Source | None = None,
+    cache=None, dropout_key=None,
+):  # fmt: skip
     """(hidden_BTD, cache). With a dropout_key, dropout is on. Experts are dropless. types_BT: see `Transformer.embed`.
-    Layers that lie apart see no dropout."""
-    tokens = (tokens_BT, positions_BT, segments_BT, types_BT)
+    source: of a decoder that has an encoder, where no cache has it (`with_source`). Layers that lie apart see no
+    dropout."""
+    _check_source(cfg, source, cache)
+    tokens = (tokens_BT, positions_BT, segments_BT, types_BT, source)
     if isinstance(params["blocks"], tuple):
         hidden_BTD, cache, _ = _layer_by_layer(cfg, params, tokens, cache)
         return hidden_BTD, cache
@@ -110,14 +164,27 @@ def hidden(
     return hidden_BTD, cache
 
 
-def trained(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, dropout_key=None):
+def _check_source(cfg: ModelConfig, source: Source | None, cache) -> None:
+    if cache is not None:
+        source = source or (cache[0] if isinstance(cache, tuple) else cache).source
+    if cfg.encoder_layers and source is None:
+        raise UserError(
+            f"model.encoder_layers is {cfg.encoder_layers}, and there is no source for the decoder to attend to"
+        )
+
+
+def trained(
+    cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, source: Source | None = None,
+    dropout_key=None,
+):  # fmt: skip
     """(hidden_BTD, routing) as training has it: experts have a capacity, and routing is the `Routing` of all layers,
     arrays (L,); None where there are no experts. Padding (segment 0) is routed, and counted nowhere."""
+    _check_source(cfg, source, None)
     counted_BT = None
     if isinstance(cfg.feedforward, Experts):
         counted_BT = jnp.ones(tokens_BT.shape, bool) if segments_BT is None else segments_BT != 0
     hidden_BTD, _, routing = _apply(
-        cfg, params, dropout_key, tokens_BT, positions_BT, segments_BT, counted_BT=counted_BT
+        cfg, params, dropout_key, tokens_BT, positions_BT, segments_BT, source=source, counted_BT=counted_BT
     )
     return hidden_BTD, routing
 
@@ -134,6 +201,8 @@ def apart(params) -> dict:
         return params
     blocks = params["blocks"]
     layers = len(jax.tree.leaves(blocks)[0])
+    if "encoder" in params:
+        params = params | {"encoder": apart(params["encoder"])}
     return params | {"blocks": tuple(jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(layers))}
 
 
@@ -148,7 +217,8 @@ def _layer_by_layer(cfg: ModelConfig, params, tokens: tuple, cache: tuple | None
     tokens: the arguments of `Transformer.embed`."""
     rest = {"params": {name: value for name, value in params.items() if name != "blocks"}}
     model, layers = Transformer(cfg), params["blocks"]
-    (x_BTD, seen), state = model.apply(rest, *tokens, method="embed", mutable=[TAPS])
+    room = None if cache is None else slots(cache)
+    (x_BTD, seen), state = model.apply(rest, *tokens, room=room, method="embed", mutable=[TAPS])
     sites, caches = by_site(state.get(TAPS, {})), []
     for layer, weights in enumerate(layers):
         before = None if cache is None else cache[layer]
@@ -214,7 +284,11 @@ def capped(x: jax.Array, cap: float | None) -> jax.Array:
 
 def _init(cfg: ModelConfig, key):
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
-    return Transformer(cfg).init(key, tokens_BT, tokens_BT, method="whole")["params"]
+    params = Transformer(cfg).init(key, tokens_BT, tokens_BT, method="whole")["params"]
+    if not cfg.encoder_layers:
+        return params
+    encoder = _init(cfg.encoder, jax.random.fold_in(key, 1))
+    return params | {"encoder": {name: part for name, part in encoder.items() if name != "embedding"}}
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from lmjax.models.config import ModelConfig, Span
 from lmjax.models.feedforward import Dense, Gated
 from lmjax.models.norms import LayerNorm, RMSNorm
-from lmjax.models.positions import Learned, Rotary
+from lmjax.models.positions import Learned, Relative, Rotary, Sinusoidal
 
 GPT2 = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (36, 1280, 20), "xl": (48, 1600, 25)}
 
@@ -25,6 +25,20 @@ LLAMA = {
     "3-8b": (32, 4096, 32, 8, 14336, 128_256, 8192, 500_000.0),
     "3-70b": (80, 8192, 64, 8, 28672, 128_256, 8192, 500_000.0),
 }
+
+# width, feed-forward width, heads, dropout: arXiv:1706.03762, table 3
+TRANSFORMER_2017 = {"base": (512, 2048, 8, 0.1), "big": (1024, 4096, 16, 0.3)}
+
+# layers of each stack, width, heads, head width, feed-forward width: arXiv:1910.10683, section 3.7; v1.1:
+# github.com/google-research/text-to-text-transfer-transformer, released_checkpoints.md
+T5 = {
+    "small": (6, 512, 8, 64, 2048), "base": (12, 768, 12, 64, 3072), "large": (24, 1024, 16, 64, 4096),
+    "3b": (24, 1024, 32, 128, 16384), "11b": (24, 1024, 128, 128, 65536),
+}  # fmt: skip
+T5_V1_1 = {
+    "small": (8, 512, 6, 64, 1024), "base": (12, 768, 12, 64, 2048), "large": (24, 1024, 16, 64, 2816),
+    "xl": (24, 2048, 32, 64, 5120), "xxl": (24, 4096, 64, 64, 10240),
+}  # fmt: skip
 
 
 def gpt2(size: str, **changes) -> ModelConfig:
@@ -64,3 +78,38 @@ def nanogpt(**changes) -> ModelConfig:
         feedforward=Dense(activation="gelu", bias=False), positions=Learned(), norm=LayerNorm(bias=False), bias=False,
     )  # fmt: skip
     return replace(cfg, **changes)
+
+
+def transformer_2017(size: str, **changes) -> ModelConfig:
+    """The Transformer (arXiv:1706.03762): an encoder and a decoder of 6 layers, norms behind, sinusoidal positions, one
+    embedding for source, target and output, ReLU, biases in the feed-forward layers alone. Sizes: see TRANSFORMER_2017.
+    Matrices begin as Glorot has it for square ones."""
+    width, hidden, heads, dropout = TRANSFORMER_2017[size]
+    cfg = ModelConfig(
+        layers=6, encoder_layers=6, width=width, heads=heads, context=512, vocab=37_000, norm_first=False,
+        feedforward=Dense(width=hidden, activation="relu"), positions=Sinusoidal(), norm=LayerNorm(epsilon=1e-6),
+        bias=False, scaled_embedding=True, dropout=dropout, init_std=width**-0.5,
+    )  # fmt: skip
+    return replace(cfg, **changes)
+
+
+def t5(size: str, **changes) -> ModelConfig:
+    """T5 v1.0 (arXiv:1910.10683): relative positions, scores that are not scaled, RMSNorm, ReLU, no biases, tied with
+    the output scaled. Sizes: see T5."""
+    layers, width, heads, head_dim, hidden = T5[size]
+    cfg = ModelConfig(
+        layers=layers, encoder_layers=layers, width=width, heads=heads, head_dim=head_dim, context=512, vocab=32_128,
+        feedforward=Dense(width=hidden, activation="relu", bias=False), positions=Relative(), score_scale=1.0,
+        norm=RMSNorm(epsilon=1e-6), bias=False, scaled_output=True, dropout=0.1,
+    )  # fmt: skip
+    return replace(cfg, **changes)
+
+
+def t5_v1_1(size: str, **changes) -> ModelConfig:
+    """T5 v1.1: T5 with gated GELU (arXiv:2002.05202) and an unembedding of its own. Sizes: see T5_V1_1."""
+    layers, width, heads, head_dim, hidden = T5_V1_1[size]
+    fields = {
+        "layers": layers, "encoder_layers": layers, "width": width, "heads": heads, "head_dim": head_dim,
+        "feedforward": Gated(width=hidden, activation="gelu_tanh"), "tied": False, "scaled_output": False,
+    }  # fmt: skip
+    return t5("small", **fields | changes)

@@ -12,8 +12,8 @@ from lmjax.trees import named_leaves
 PETAFLOP_DAY = 1e15 * 86_400
 
 PARTS = {
-    "embedding": "embedding", "positions": "positions", "token types": "token_types",
-    "attention": "blocks/attention/", "feed-forward": "blocks/feedforward/", "norms": "",
+    "embedding": "embedding", "positions": ("positions", "relative"), "token types": "token_types",
+    "attention": ("blocks/attention/", "blocks/cross_attention/"), "feed-forward": "blocks/feedforward/", "norms": "",
     "unembedding": "unembedding", "heads": ("masked_head", "pooler"),
 }  # fmt: skip
 
@@ -22,7 +22,8 @@ def params_by_part(cfg: ModelConfig) -> dict[str, int]:
     """Parameters of each part that the model has; they add up to N."""
     counts = dict.fromkeys(PARTS, 0)
     for name, leaf in named_leaves(abstract_params(cfg)):
-        part = next((part for part, start in PARTS.items() if start and name.startswith(start)), "norms")
+        own = name.removeprefix("encoder/")
+        part = next((part for part, start in PARTS.items() if start and own.startswith(start)), "norms")
         counts[part] += math.prod(leaf.shape)
     return {part: number for part, number in counts.items() if number}
 

@@ -24,8 +24,10 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     x = random.standard_normal(shape)
     if len(shape) == 1:
         return (0.3 * x + ("norm" in name or "ln_" in name) * name.endswith("weight")).astype(np.float32)
-    wide = any(part in name for part in ("embed", "wte", "lm_head"))
-    return (x * (0.8 if wide else 1.6 / shape[-1] ** 0.5)).astype(np.float32)
+    wide = any(part in name for part in ("embed", "wte", "lm_head", "shared"))
+    # T5's, whose scores are not divided by the root of the head's width
+    narrow = name.endswith((".q.weight", ".k.weight"))
+    return (x * (0.8 if wide else (0.7 if narrow else 1.6) / shape[-1] ** 0.5)).astype(np.float32)
 
 
 def ids() -> np.ndarray:

@@ -91,7 +91,7 @@ def test_a_model_without_tokenizer_files(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("some text")
     for words in (["evaluate", "--text", tmp_path / "text.txt"], ["generate", "--prompt", "some"]):
         message = fails([words[0], "--model", tmp_path / "out", *words[1:]], capsys)
-        assert "out: no tokenizer.json, vocab.json + merges.txt or tokenizer.model" in message
+        assert "out: no tokenizer.json, vocab.json + merges.txt, tokenizer.model or spiece.model" in message
 
 
 MISTAKES = [

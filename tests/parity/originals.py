@@ -169,3 +169,47 @@ def make(name: str, directory: Path, *, changes: dict | None = None) -> transfor
                 weight.copy_(0.3 * noise)
     model.eval().save_pretrained(directory)
     return model
+
+
+T5 = {
+    "vocab_size": 97, "d_model": 32, "d_kv": 12, "d_ff": 44, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 3,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 21, "layer_norm_epsilon": 3e-3,
+    "dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
+}  # fmt: skip
+T5_V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+# name: (settings, {setting: what it would be if it were ignored})
+T5_MODELS = {
+    "t5": (
+        {},
+        {
+            "feed_forward_proj": "gelu", "relative_attention_num_buckets": 12, "relative_attention_max_distance": 128,
+            "layer_norm_epsilon": 1e-6, "scale_decoder_outputs": False,
+        },
+    ),
+    "t5_v1_1": (T5_V1_1, {"feed_forward_proj": "gated-relu", "scale_decoder_outputs": True}),
+}  # fmt: skip
+
+
+def make_t5(name: str, directory: Path, seed: int = 5, **changes):
+    """A model with its attention peaked, saved with its own unembedding where it has one."""
+    config = transformers.T5Config(**T5 | T5_MODELS[name][0] | changes, attn_implementation="eager")
+    torch.manual_seed(seed)
+    model = transformers.T5ForConditionalGeneration(config)
+    if name == "t5_v1_1":
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            noise = torch.randn(weight.shape)
+            if weight.dim() < 2:
+                weight.add_(0.3 * noise)
+            elif "relative" in path:
+                weight.copy_(noise)
+            else:
+                # scores are not divided by the root of the head's width
+                wide, narrow = (
+                    any(part in path for part in ("shared", "lm_head")),
+                    path.endswith(("q.weight", "k.weight")),
+                )
+                weight.copy_(noise * (0.8 if wide else (0.7 if narrow else 1.6) / weight.shape[-1] ** 0.5))
+    model.eval().save_pretrained(directory)
+    return model

@@ -24,7 +24,7 @@ from lmjax.interop.write import export
 from lmjax.tasks.causal_lm import CausalLM
 from tests import tiny
 from tests.interop.directories import gpt2_tokenizer_files
-from tests.parity.originals import MODELS, T, make
+from tests.parity.originals import MODELS, T5_MODELS, T, make
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -184,7 +184,7 @@ def test_the_example_of_the_readme(tmp_path):
     assert np.abs(logits - expected.logits.numpy()).max() < bound(expected.logits.numpy())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | T5_MODELS)
 def test_the_golden_files_are_current(name, tmp_path):
     from tests.interop import golden
     from tests.parity.write_golden import golden_of

@@ -44,10 +44,18 @@ def test_gpt3_sizes_are_exact_and_give_the_papers_digits(file, n):
     assert any(flops in line and days in line for line in published.beside(experiment.model))
 
 
-@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama, tiny.gemma, tiny.neox, tiny.mixtral])
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama, tiny.gemma, tiny.neox, tiny.mixtral, tiny.t5])
 def test_parts_add_up_to_all_parameters(make):
     cfg = make()
     assert sum(counts.params_by_part(cfg).values()) == counts.params(cfg) == count(abstract_params(cfg))
+
+
+def test_an_encoders_parts_are_counted_with_the_decoders():
+    cfg = tiny.t5()
+    parts, matrix = counts.params_by_part(cfg), cfg.width * cfg.heads * cfg.head_width
+    assert parts["attention"] == 4 * matrix * (2 * cfg.layers + cfg.encoder_layers)
+    assert parts["feed-forward"] == 3 * cfg.width * cfg.hidden * (cfg.layers + cfg.encoder_layers)
+    assert parts["positions"] == 2 * cfg.positions.buckets * cfg.heads
 
 
 def test_a_mixture_counts_the_experts_that_a_token_uses():
