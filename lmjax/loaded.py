@@ -1,19 +1,22 @@
 """A trained model, ready to score and to write: from one of our run directories, or a Hugging Face directory."""
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
 
-from lmjax import checkpoint, mirrors
+from lmjax import checkpoint, hosts, mirrors, trained
 from lmjax.data.sources import decode, json_lines, read_bytes
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.models import attention
-from lmjax.models.transformer import abstract_params, param_names
+from lmjax.models.transformer import abstract_params
 from lmjax.places import Place, Remote, place
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import placement
@@ -21,6 +24,9 @@ from lmjax.tokenizers import HuggingFace, Tokenizer
 
 HUB = "hf:"
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+IDENTITY_FILES = ["*config.json", "*.safetensors"]
+# what a run with an adapter remembers of the model that init_from names
+BASE = "base.json"
 
 
 @dataclass(frozen=True)
@@ -104,12 +110,46 @@ def load_run(path: Place | str, step: int | str | None = None, mesh: jax.shardin
     run = RunDirectory(path)
     experiment = _runnable(run.experiment())
     manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
-    abstract = jax.tree.map(
+    shapes = jax.eval_shape(partial(trained.split, experiment), abstract_params(experiment.model))
+    ours, frozen = jax.tree.map(
         lambda x, names: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement(mesh, names, x.shape)),
-        abstract_params(experiment.model), param_names(experiment.model),
+        shapes, trained.axis_names(experiment),
     )  # fmt: skip
-    params, _ = checkpoint.restore(run.checkpoints, manifest, abstract)
+    params, _ = checkpoint.restore(run.checkpoints, manifest, trained.stored(experiment, ours, frozen))
+    if experiment.adapter is not None:
+        params = trained.whole(experiment, params, base_params(run, experiment, mesh))
     return Loaded(path, experiment, run.tokenizer(), params, manifest.step, path / "held_out.jsonl")
+
+
+def identity(path: Place | str, step: int | None = None) -> dict:
+    """Which model lies there: the step of a run (None: its newest good one; not a run: None), and a fingerprint of all
+    files that hold its numbers. Raises UserError as `load_model`."""
+    where, known = resolve(path), []
+    if isinstance(where, Remote) or (where / "experiment.json").is_file():
+        run = RunDirectory(where)
+        manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
+        step, known = manifest.step, [manifest.files]
+        if run.experiment().adapter is not None:
+            known.append(run.read_json(BASE)["fingerprint"])
+    else:
+        files = sorted(file for pattern in IDENTITY_FILES for file in where.glob(pattern))
+        known = hosts.by_first(
+            "base/files", lambda: [[file.name, checkpoint.sha256(file)] for file in files], hosts.READY_LIMIT
+        )
+    return {"step": step, "fingerprint": hashlib.sha256(json.dumps(known).encode()).hexdigest()}
+
+
+def base_params(run: RunDirectory, experiment: Experiment, mesh: jax.sharding.Mesh | None) -> dict:
+    """The parameters that a run's adapter belongs to. Raises UserError where they are not there or are others now."""
+    recorded, base = run.read_json(BASE), experiment.init_from
+    here = f"{path_text(run.path)} is an adapter of {path_text(base)}"
+    try:
+        found = identity(base, recorded["step"])
+    except UserError as error:
+        raise UserError(f"{here}, which init_from in its experiment.json names: {error}") from None
+    if found["fingerprint"] != recorded["fingerprint"]:
+        raise UserError(f"{here}, which is not the model it was: its files have changed since the run began")
+    return load_model(base, recorded["step"], mesh=mesh).params
 
 
 def _runnable(experiment: Experiment) -> Experiment:

@@ -62,7 +62,7 @@ MUTANTS = {
         "tests/generate/test_decode.py::test_greedy_equals_running_the_whole_text_again_for_every_token[llama]",
     ),
     "a checksum not looked at": (
-        "lmjax/checkpoint.py", "if _sha256(file) != digest:", "if False:",
+        "lmjax/checkpoint.py", "if sha256(file) != digest:", "if False:",
         "tests/test_checkpoint.py::test_damage_is_found_and_the_newest_good_step_is_used_loudly",
     ),
     "metrics that come after their checkpoint": (

@@ -14,12 +14,15 @@ from lmjax.sharding import share
 from lmjax.tasks.loss import LOGIT_BYTES
 from lmjax.train import state as train_state
 from lmjax.train.step import kernel
+from lmjax.trained import parts
+from lmjax.trees import named_leaves
 
 
 @dataclass(frozen=True)
 class Temporaries:
-    """Bytes on one device. kept: activations that the remat policy keeps of all layers. gradients: of all parameters,
-    in float32, and twice where microbatches are added up. weights: of all layers, cast before the loop over them,
+    """Bytes on one device. kept: activations that the remat policy keeps of all layers. gradients: of all parameters
+    that are trained, in float32, and twice where microbatches are added up; and of weights that are adapted the sum
+    W + A B and its gradient. weights: of all layers, cast before the loop over them,
     which halves what the wires carry. layer: one layer at work. loss: the vocabulary at work."""
 
     kept: float
@@ -34,8 +37,8 @@ class Temporaries:
         return self.kept + self.weights + max(self.gradients + self.layer, self.loss)
 
 
-def temporaries(experiment: Experiment, mesh, params: int) -> Temporaries:
-    """params: bytes of them on one device."""
+def temporaries(experiment: Experiment, mesh, trained: int) -> Temporaries:
+    """trained: bytes of the trained parameters on one device."""
     cfg, sizes, number = experiment.model, dict(mesh.shape), 2 if experiment.model.dtype == "bfloat16" else 4
     ways = math.prod(sizes.values())
     blocks = _bytes(cfg, mesh, "blocks")
@@ -54,7 +57,7 @@ def temporaries(experiment: Experiment, mesh, params: int) -> Temporaries:
     loss = (number + 4) * vocab * width + (2 + number / 4) * logits + 2 * hidden
     return Temporaries(
         kept=kept_activations(experiment) / ways,
-        gradients=params * (1 if experiment.microbatches == 1 else 2),
+        gradients=trained * (1 if experiment.microbatches == 1 else 2) + 2 * _adapted_bytes(experiment, mesh),
         weights=blocks / 2 if number == 2 else 0,
         layer=layer,
         loss=loss,
@@ -66,6 +69,17 @@ def _bytes(cfg, mesh, part: str) -> int:
     shapes, where = abstract_params(cfg)[part], train_state.param_shardings(cfg, mesh)[part]
     shares = jax.tree.map(lambda x, place: 4 * math.prod(place.shard_shape(x.shape)), shapes, where)
     return sum(jax.tree.leaves(shares))
+
+
+def _adapted_bytes(experiment: Experiment, mesh) -> int:
+    """Of the float32 weights that have an adapter, on one device."""
+    shapes, where = abstract_params(experiment.model), train_state.param_shardings(experiment.model, mesh)
+    adapted = parts(experiment).adapted
+    return sum(
+        4 * math.prod(place.shard_shape(leaf.shape))
+        for (path, leaf), (_, place) in zip(named_leaves(shapes), named_leaves(where), strict=True)
+        if path in adapted
+    )
 
 
 def _partial_queries(experiment: Experiment, mesh, number: int) -> float:

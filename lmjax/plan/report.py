@@ -67,7 +67,7 @@ def memory_lines(made: Plan) -> Iterator[str]:
             f"{share:.2f} %, the step's number and layout), temporaries {figures.temporaries:,}, program "
             f"{figures.code:,}" + (f", on the host {figures.host:,}" if figures.host else "")
         )
-    wanted = temporaries(experiment, made.mesh, size.params)
+    wanted = temporaries(experiment, made.mesh, size.trained)
     yield (
         f"temporaries by counts: {_gib(wanted.total)}: kept by remat {experiment.model.remat} {_gib(wanted.kept)}, "
         f"weights in {experiment.model.dtype} {_gib(wanted.weights)}, and the greater of float32 gradients "

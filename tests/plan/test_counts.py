@@ -74,7 +74,7 @@ def test_work_is_what_the_compiler_counts():
     from lmjax.train.step import grads_and_loss
 
     experiment = tiny.experiment("unused", model=cfg, batch_size=4, microbatches=1)
-    run = jax.jit(lambda p, b: grads_and_loss(experiment, p, b, jax.random.key(0)))
+    run = jax.jit(lambda p, b: grads_and_loss(experiment, p, {}, b, jax.random.key(0)))
     flops = run.lower(abstract_params(cfg), tiny.batch(cfg, 4)).compile().cost_analysis()["flops"] / (4 * 64)
     work = counts.work_per_token(cfg)
     assert 0.9 < (work.products + 2 * work.attention) / flops < 1.0

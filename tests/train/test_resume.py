@@ -79,11 +79,11 @@ def arrays(directory):
     from lmjax.train import state
 
     optimizer = optim.transform(exp.optimizer, exp.schedule, exp.steps)
-    abstract = jax.eval_shape(lambda: state.fresh(exp.model, optimizer, 0))
+    abstract = jax.eval_shape(lambda: state.fresh(exp, optimizer)[0])
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract)
     manifest = checkpoint.newest_good(directory / "checkpoints", print)
-    params, rest = checkpoint.restore(directory / "checkpoints", manifest, abstract.params, loop.rest(abstract))
+    params, rest = checkpoint.restore(directory / "checkpoints", manifest, abstract.params, abstract.rest)
     return [np.asarray(x) for x in jax.tree.leaves((params, rest))]
 
 
