@@ -68,6 +68,8 @@ def parser_for(verb: str) -> Parser:
     if verb == "export":
         add("--to", required=True, metavar="DIR", help="a directory that does not exist yet, or is empty")
         add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32")
+        add("--adapter", action="store_true", help="of a run with an adapter, that alone, as PEFT reads it")
+        add("--base", metavar="NAME", help="with --adapter: where PEFT finds the base (default: init_from)")
     if verb == "verify":
         add("--against", required=True, metavar="PATH", help="as --model, or transformers:PATH: the original")
         add("--text", metavar="FILE", help="what both read (default: 512 tokens drawn at random)")

@@ -13,6 +13,7 @@ from lmjax import checkpoint, hosts, mirrors, trained
 from lmjax.data.sources import decode, json_lines, read_bytes
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
+from lmjax.interop import peft
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.models import attention
@@ -44,9 +45,12 @@ class Loaded:
 
 def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
     """step: of a run: a number, "best", or None for the newest good checkpoint. stacked: how the layers lie
-    (`transformer.apart`). Nothing outside the directory is needed. Raises UserError where it is neither kind, or
+    (`transformer.apart`). Beside an adapter's base nothing outside the
+    directory is needed. Raises UserError where it is neither kind, or
     what is in it is not whole."""
     where = resolve(path)
+    if is_peft(where):
+        return _load_peft(where, mesh)
     if isinstance(where, Remote) or (where / "experiment.json").is_file() or not (where / "config.json").is_file():
         return load_run(where, step, mesh)
     if step is not None:
@@ -70,6 +74,18 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
         batch_size=8 if found.cfg.context <= 1024 else 1,
     )  # fmt: skip
     return Loaded(where, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh))
+
+
+def is_peft(where: Place) -> bool:
+    """Whether there is an adapter by PEFT, without its base."""
+    return isinstance(where, Path) and (where / peft.CONFIG).is_file() and not (where / "config.json").is_file()
+
+
+def _load_peft(where: Path, mesh) -> Loaded:
+    base = load_model(peft.base_of(where), mesh=mesh)
+    if not (base.path / "config.json").is_file():
+        raise UserError(f"{path_text(where)}: its base {path_text(base.path)} is no Hugging Face directory")
+    return replace(base, path=where, params=peft.merged(where, open_checkpoint(base.path), base.params))
 
 
 def resolve(path: Place | str) -> Place:
@@ -109,6 +125,24 @@ def load_run(path: Place | str, step: int | str | None = None, mesh: jax.shardin
         raise UserError(f"{path_text(path)}: no such directory")
     run = RunDirectory(path)
     experiment = _runnable(run.experiment())
+    params, step = _restored(run, experiment, step, mesh)
+    if experiment.adapter is not None:
+        params = trained.whole(experiment, params, base_params(run, experiment, mesh))
+    return Loaded(path, experiment, run.tokenizer(), params, step, path / "held_out.jsonl")
+
+
+def load_adapter(path: Place | str, step: int | str | None = None) -> tuple[Experiment, dict]:
+    """The adapter of a run, without its base (`trained.split`). Raises UserError where it has none."""
+    where = resolve(path)
+    run = RunDirectory(where)
+    if not run.exists or run.experiment().adapter is None:
+        raise UserError(f"--adapter: {path_text(where)} is no run with an adapter")
+    experiment = run.experiment()
+    return experiment, _restored(run, experiment, step, None)[0]
+
+
+def _restored(run: RunDirectory, experiment: Experiment, step: int | str | None, mesh) -> tuple[dict, int]:
+    """The parameters in a run's checkpoint, and its step."""
     manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
     shapes = jax.eval_shape(partial(trained.split, experiment), abstract_params(experiment.model))
     ours, frozen = jax.tree.map(
@@ -116,9 +150,7 @@ def load_run(path: Place | str, step: int | str | None = None, mesh: jax.shardin
         shapes, trained.axis_names(experiment),
     )  # fmt: skip
     params, _ = checkpoint.restore(run.checkpoints, manifest, trained.stored(experiment, ours, frozen))
-    if experiment.adapter is not None:
-        params = trained.whole(experiment, params, base_params(run, experiment, mesh))
-    return Loaded(path, experiment, run.tokenizer(), params, manifest.step, path / "held_out.jsonl")
+    return params, manifest.step
 
 
 def identity(path: Place | str, step: int | None = None) -> dict:
@@ -136,6 +168,8 @@ def identity(path: Place | str, step: int | None = None) -> dict:
         known = hosts.by_first(
             "base/files", lambda: [[file.name, checkpoint.sha256(file)] for file in files], hosts.READY_LIMIT
         )
+        if is_peft(where):
+            known.append(identity(peft.base_of(where))["fingerprint"])
     return {"step": step, "fingerprint": hashlib.sha256(json.dumps(known).encode()).hexdigest()}
 
 

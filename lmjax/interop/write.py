@@ -31,8 +31,7 @@ def export(
 
     Raises UserError where no family says the model, or the directory is not empty; nothing is left half-written.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"--to {path_text(directory)}: exists and is not an empty directory")
+    require_empty(directory)
     family, said = family_for(cfg)
     vocab = cfg.vocab if tokenizer is None else tokenizer.vocab_size
     lengths = sizes(said, vocab)
@@ -60,14 +59,20 @@ def export(
         tensors.append(
             (family.exported(name), DTYPES[dtype], shape, lambda name=name, shape=shape: array_of(name, shape))
         )
-    if directory.is_dir():
-        directory.rmdir()
     with built_whole(directory) as scratch:
         write_tensors(scratch, tensors, shard_limit)
         for name, content in _texts(family, said, tokenizer, vocab, dtype).items():
             (scratch / name).write_bytes(content)
         scratch.chmod(0o755)
     return family
+
+
+def require_empty(directory: Path) -> None:
+    """Raises UserError for what a directory cannot be written to; an empty one gives way."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"--to {path_text(directory)}: exists and is not an empty directory")
+    if directory.is_dir():
+        directory.rmdir()
 
 
 def _leaf(leaves: dict[str, jax.Array], path: str, place: tuple[int, ...]) -> np.ndarray | None:

@@ -8,10 +8,11 @@ import jax
 from lmjax import configs
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
+from lmjax.interop import peft
 from lmjax.interop.family import normal
 from lmjax.interop.read import open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
-from lmjax.loaded import BASE, HUB, base_params, identity, load_model, resolve
+from lmjax.loaded import BASE, HUB, base_params, identity, is_peft, load_model, resolve
 from lmjax.models.config import ModelConfig
 from lmjax.models.positions import Learned
 from lmjax.places import Place, is_url
@@ -65,6 +66,8 @@ def _model_and_tokenizer(place: Place) -> tuple[ModelConfig, Tokenizer | None]:
     if (place / "experiment.json").is_file():
         run = RunDirectory(place)
         return run.experiment().model, run.tokenizer()
+    if is_peft(place):
+        return _model_and_tokenizer(resolve(peft.base_of(place)))
     return open_checkpoint(place).cfg, of_directory(place)
 
 
