@@ -51,12 +51,8 @@ def parser_for(verb: str) -> Parser:
         add("--compute", type=float, metavar="FLOPS", help="instead of --config: the best model for that much compute")
         add("--json", metavar="FILE", help="write the figures here too")
     if verb in FROM_MODEL:
-        add(
-            "--model",
-            required=True,
-            metavar="PATH",
-            help="a run or a Hugging Face directory, or a URL of one, or hf:NAME",
-        )
+        kinds = "a run, a Hugging Face directory, or PEFT's of a LoRA; a URL of one, or hf:NAME"
+        add("--model", required=True, metavar="PATH", help=kinds)
         add("--step", default=None, metavar="N|best", help="which checkpoint (default: the newest good one)")
     if verb in ("evaluate", "generate"):
         kinds = ("float32", "bfloat16", "int8")

@@ -11,7 +11,7 @@ from small import experiment as small
 from lmjax.data.sources import TextFiles
 from lmjax.experiment import DataConfig
 from lmjax.models.lora import LoRA
-from lmjax.optim import AdamW, Linear
+from lmjax.optim import Linear
 from lmjax.tokenizers import SentencePiece
 
 experiment = replace(
@@ -20,15 +20,11 @@ experiment = replace(
     tokenizer=SentencePiece(path="runs/small/tokenizer/tokenizer.model"),
     data=DataConfig(source=TextFiles(path="tinyshakespeare.txt")),
     init_from="runs/small",
-    adapter=LoRA(
-        rank=8,
-        alpha=16.0,
-        weights=("blocks/*/kernel",),
-    ),
-    optimizer=AdamW(b2=0.95, weight_decay=0.0),
-    schedule=Linear(peak=1e-2, warmup=0.02),
-    steps=200,
-    evaluate_every=100,
-    checkpoint_every=200,
-    sample_every=200,
+    # of every matrix, the tied embedding among them, and the scales of the norms as they are
+    adapter=LoRA(rank=6, alpha=6.0, weights=("blocks/*/kernel", "embedding"), train=("*/scale",)),
+    schedule=Linear(peak=0.04, warmup=0.02),
+    steps=300,
+    evaluate_every=150,
+    checkpoint_every=300,
+    sample_every=300,
 )
