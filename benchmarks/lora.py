@@ -31,14 +31,12 @@ def adapted(base: Experiment, rank: int | None) -> Experiment:
 
 
 def final_loss(exp: Experiment, run: Path) -> float:
-    """Nats a held-out token after the last step; what the run says goes into a file beside its directory."""
-    if not run.with_suffix(".json").is_file():
-        with open(run.with_suffix(".log"), "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-            loop.train(exp, run)
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        loss = next(value["eval_loss"] for value in map(json.loads, reversed(lines)) if "eval_loss" in value)
-        run.with_suffix(".json").write_text(json.dumps(loss), encoding="utf-8")
-    return json.loads(run.with_suffix(".json").read_text(encoding="utf-8"))
+    """Nats a held-out token after the last step; what the run says goes into a file beside its directory. A run that is
+    there already is gone on with."""
+    with open(run.parent / f"{run.name}.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        loop.train(exp, run)
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return next(value["eval_loss"] for value in map(json.loads, reversed(lines)) if "eval_loss" in value)
 
 
 def trained_share(exp: Experiment) -> float:
@@ -53,7 +51,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="a file of text")
     parser.add_argument("--out", required=True, type=Path, help="a directory for runs and logs")
     parser.add_argument("--ranks", default="6,24,2,1")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
     commands.prepare_libraries()
     options.out.mkdir(parents=True, exist_ok=True)

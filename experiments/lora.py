@@ -23,8 +23,8 @@ experiment = replace(
     # of every matrix, the tied embedding among them, and the scales of the norms as they are
     adapter=LoRA(rank=6, alpha=6.0, weights=("blocks/*/kernel", "embedding"), train=("*/scale",)),
     schedule=Linear(peak=0.04, warmup=0.02),
-    steps=300,
-    evaluate_every=150,
-    checkpoint_every=300,
-    sample_every=300,
+    steps=200,
+    evaluate_every=100,
+    checkpoint_every=200,
+    sample_every=200,
 )

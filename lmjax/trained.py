@@ -132,9 +132,9 @@ def of_stored(experiment, kept: dict) -> tuple[dict, dict]:
 
 def told(experiment, trained: dict) -> list[str]:
     """What is trained, in a few words; empty where that is all."""
-    number, total = count(trained), count(abstract_params(experiment.model))
     if experiment.adapter is None and not experiment.freeze:
         return []
+    number, total = count(trained), count(abstract_params(experiment.model))
     how = "frozen ones apart"
     if adapter := experiment.adapter:
         how = f"LoRA of rank {adapter.rank} on {len(parts(experiment).adapted)} weights"

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax import experiment as experiments
 from lmjax import trained
 from lmjax.errors import UserError
 from lmjax.models.lora import LoRA
@@ -79,3 +80,15 @@ def test_an_adapter_needs_a_model_and_freezes_by_itself():
         replace(BASE, adapter=LoRA(), freeze=("embedding",))
     with pytest.raises(ValueError, match="rank is 0"):
         LoRA(rank=0)
+
+
+def test_patterns_on_the_command_line_need_no_quotes(tmp_path):
+    (tmp_path / "one.py").write_text(
+        "from lmjax import Experiment, ModelConfig\n"
+        "experiment = Experiment(name='one', model=ModelConfig(layers=1, width=16, heads=2, context=16), init_from='base')\n"
+    )
+    load = lambda *words: experiments.load(str(tmp_path / "one.py"), list(words))
+    assert load("freeze=embedding,blocks/attention/*").freeze == ("embedding", "blocks/attention/*")
+    assert load("freeze=embedding").freeze == load("freeze=['embedding']").freeze == ("embedding",)
+    assert load("adapter=LoRA", "adapter.rank=3", "adapter.train=*/scale").adapter == LoRA(rank=3, train=("*/scale",))
+    assert load("adapter=LoRA", "adapter=None").adapter is None

@@ -1,6 +1,9 @@
 """PEFT's directories of a LoRA (huggingface.co/docs/peft): adapter_config.json and adapter_model.safetensors, out of a
-run's adapter and onto a base. PEFT's A is (rank, inputs), its B (outputs, rank), beside a module that may hold several
-of our weights: then the ranks are added up, and each weight has its own rows of B and its own columns."""
+run's adapter and onto a base.
+
+PEFT's A is (rank, inputs), its B (outputs, rank), for a module that may hold several of our weights, as GPT-2's c_attn
+does. Then the ranks are added up: each weight has its own rows of B and its own columns, and elsewhere there are zeros.
+"""
 
 import json
 import re
@@ -12,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax import trained
-from lmjax.cache import built_whole
 from lmjax.errors import UserError, path_text
 from lmjax.interop.config_json import ConfigJson, read_config
 from lmjax.interop.families import family_for
 from lmjax.interop.mapping import Entry, Sizes, expand, parse, sizes
 from lmjax.interop.read import Checkpoint
 from lmjax.interop.tensor_files import TensorFile, write_tensors
-from lmjax.interop.write import SHARD_LIMIT, require_empty
+from lmjax.interop.write import SHARD_LIMIT, in_place_of_empty, require_empty
 from lmjax.models import lora
 from lmjax.models.feedforward import Experts
 from lmjax.models.lora import Sides
@@ -82,10 +84,9 @@ def export_adapter(experiment, params: dict, directory: Path, base: str) -> None
         "fan_in_fan_out": groups_of(entry, which.adapted[path]).inputs_first, "bias": "none", "lora_dropout": 0.0,
         "modules_to_save": None, "inference_mode": True,
     }  # fmt: skip
-    with built_whole(directory) as scratch:
+    with in_place_of_empty(directory) as scratch:
         write_tensors(scratch, tensors, SHARD_LIMIT, TENSORS)
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        scratch.chmod(0o755)
 
 
 def _check(path: str, cfg) -> None:

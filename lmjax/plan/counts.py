@@ -67,6 +67,14 @@ def passed_by(experiment: Experiment) -> float:
     return total
 
 
+def graded_share(experiment: Experiment) -> float:
+    """Of all parameters those of which a gradient is taken."""
+    which = parts(experiment)
+    leaves = [(path, math.prod(leaf.shape)) for path, leaf in named_leaves(abstract_params(experiment.model))]
+    graded = sum(number for path, number in leaves if path in which.trained or path in which.adapted)
+    return graded / params(experiment.model)
+
+
 def trained_flops_per_token(experiment: Experiment) -> float:
     """`flops_per_token` without the gradients that freezing saves: 2 for each parameter that is passed by."""
     return flops_per_token(experiment.model) - 2 * passed_by(experiment)

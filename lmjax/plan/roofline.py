@@ -8,6 +8,7 @@ from lmjax.plan.collectives import Collective
 from lmjax.plan.compiled import Sizes
 from lmjax.plan.counts import (
     expert_params,
+    graded_share,
     kept_activations,
     params,
     params_by_part,
@@ -65,15 +66,15 @@ def counted_collectives(experiment: Experiment, mesh) -> dict[Collective, int]:
     place = rows * cfg.context / sizes["sequence"] * number
     keys = 2 * place * sizes["sequence"] * cfg.n_kv_heads * cfg.head_width / sizes["tensor"]
     sent = place * cfg.width * sizes["expert"]
-    fsdp = sizes["fsdp"] * sizes["sequence"]
+    fsdp, graded = sizes["fsdp"] * sizes["sequence"], graded_share(experiment)
     wanted = [
         ("all-gather", shared + own, ("fsdp", "sequence"), 2 + again),
-        ("reduce-scatter", shared + own, ("fsdp", "sequence"), 1),
-        ("all-reduce", (shared + own) / fsdp, ("data",), 1),
+        ("reduce-scatter", graded * (shared + own), ("fsdp", "sequence"), 1),
+        ("all-reduce", graded * (shared + own) / fsdp, ("data",), 1),
         ("all-reduce", place * cfg.width, ("tensor",), cfg.layers * (4 + 2 * again)),
         ("all-gather", keys, ("sequence",), cfg.layers * (1 + again)),
         ("reduce-scatter", keys, ("sequence",), cfg.layers),
-        ("all-reduce", shared / fsdp, ("expert",), 1),
+        ("all-reduce", graded * shared / fsdp, ("expert",), 1),
     ]
     if experts:
         wanted += [(kind, sent, ("expert",), cfg.layers * (2 + again)) for kind in ("all-gather", "reduce-scatter")]

@@ -178,9 +178,9 @@ def first_state(experiment: Experiment, run: RunDirectory, optimizer, mesh, *, b
     where = train_state.shardings(experiment, optimizer, mesh)
     if experiment.init_from is None:
         return jax.jit(partial(train_state.fresh, experiment, optimizer), out_shardings=where)()
-    params = params_of(experiment, run, mesh, begun, train_state.param_shardings(experiment.model, mesh))
-    begin = partial(train_state.begun, experiment, optimizer)
-    return jax.jit(begin, out_shardings=where, donate_argnums=0)(params)
+    of_model = train_state.param_shardings(experiment.model, mesh)
+    params = params_of(experiment, run, mesh, of_model, begun=begun)
+    return jax.jit(partial(train_state.begun, experiment, optimizer), out_shardings=where, donate_argnums=0)(params)
 
 
 def describe(prepared: Prepared, step: int) -> str:

@@ -41,7 +41,7 @@ def fitting(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     return experiment.with_vocab(max(tokenizer.vocab_size, cfg.vocab))
 
 
-def params_of(experiment: Experiment, run: RunDirectory, mesh: jax.sharding.Mesh, begun: bool, where) -> dict:
+def params_of(experiment: Experiment, run: RunDirectory, mesh: jax.sharding.Mesh, where, *, begun: bool) -> dict:
     """The parameters that training starts from, laid out as `where` says. A run with an adapter remembers whose they
     are; raises UserError where, once it has begun, these are others."""
     if begun:
