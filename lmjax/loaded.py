@@ -25,7 +25,8 @@ from lmjax.tokenizers import HuggingFace, Tokenizer
 
 HUB = "hf:"
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-IDENTITY_FILES = ["*config.json", "*.safetensors"]
+# what decides the numbers of a directory that is no run
+IDENTITY_FILES = ["*.safetensors", "adapter_config.json"]
 # what a run with an adapter remembers of the model that init_from names
 BASE = "base.json"
 
@@ -44,10 +45,9 @@ class Loaded:
 
 
 def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
-    """step: of a run: a number, "best", or None for the newest good checkpoint. stacked: how the layers lie
-    (`transformer.apart`). Beside an adapter's base nothing outside the
-    directory is needed. Raises UserError where it is neither kind, or
-    what is in it is not whole."""
+    """step: of a run: a number, "best", or None for the newest good one. stacked: how the layers lie, of a Hugging Face
+    directory (`transformer.apart`). A directory of PEFT's is read with its base. Nothing outside the directory is
+    needed but an adapter's base. Raises UserError where it is no kind of these, or what is in it is not whole."""
     where = resolve(path)
     if is_peft(where):
         return _load_peft(where, mesh)
@@ -165,9 +165,8 @@ def identity(path: Place | str, step: int | None = None) -> dict:
             known.append(run.read_json(BASE)["fingerprint"])
     else:
         files = sorted(file for pattern in IDENTITY_FILES for file in where.glob(pattern))
-        known = hosts.by_first(
-            "base/files", lambda: [[file.name, checkpoint.sha256(file)] for file in files], hosts.READY_LIMIT
-        )
+        digests = lambda: [[file.name, checkpoint.sha256(file)] for file in files]
+        known = hosts.by_first("base/files", digests, hosts.READY_LIMIT)
         if is_peft(where):
             known.append(identity(peft.base_of(where))["fingerprint"])
     return {"step": step, "fingerprint": hashlib.sha256(json.dumps(known).encode()).hexdigest()}

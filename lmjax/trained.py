@@ -21,7 +21,7 @@ from lmjax.trees import count, map_named, named_leaves, nested
 
 @dataclass(frozen=True)
 class Parts:
-    """Paths of the model. trained: themselves. adapted: by an A and a B; both are frozen otherwise."""
+    """Paths of the model. trained: of what is trained itself. adapted: of frozen weights that have an A and a B."""
 
     trained: frozenset[str]
     adapted: dict[str, lora.Sides]

@@ -10,7 +10,7 @@ from lmjax import optim, trained
 from lmjax.models import lora
 from lmjax.models.lora import LoRA
 from lmjax.models.transformer import init_params
-from lmjax.optim import Adafactor, AdamW, Constant, Lion, Muon
+from lmjax.optim import Adafactor, AdamW, Constant, Muon
 from lmjax.sharding import Mesh, build_mesh, place_batch
 from lmjax.train import state as train_state
 from lmjax.train.step import compile_step, grads_and_loss
@@ -58,7 +58,7 @@ def train(exp, mesh_config, devices, steps=3):
 
 @pytest.mark.parametrize(
     ("part", "optimizer"),
-    [("freeze", AdamW()), ("freeze", Adafactor()), ("adapter", Muon(weight_decay=0.1)), ("adapter", Lion())],
+    [("freeze", Adafactor()), ("adapter", Muon(weight_decay=0.1))],
     ids=lambda x: x if isinstance(x, str) else type(x).__name__,
 )
 def test_all_that_is_trained_moves_and_nothing_else(part, optimizer):
@@ -104,9 +104,8 @@ def test_gradients_are_those_of_the_whole_model(part):
             assert np.abs(got - wanted).max() < 1e-4 * np.abs(wanted).max(), (path, name)
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_microbatches_equal_one(part):
-    exp = experiment(part, tiny.gpt2(), **({"adapter": LoRA(rank=4)} if part == "adapter" else {}))
+def test_microbatches_equal_one():
+    exp = experiment("adapter", tiny.gpt2(), adapter=LoRA(rank=4))
     state, frozen, _ = start(exp, build_mesh(Mesh(), jax.devices()[:1]))
     batch = tiny.batch(exp.model, 8, ragged=True)
     whole, loss = gradients(exp, state.params, frozen, batch)
@@ -115,18 +114,17 @@ def test_microbatches_equal_one(part):
     assert worst(whole, parts) < 1e-5
 
 
-@pytest.mark.parametrize(("part", "names"), [("freeze", ["mixed"]), ("adapter", ["fsdp", "mixed", "sequence"])])
-def test_eight_devices_equal_one(part, names):
+@pytest.mark.parametrize(("part", "name"), [("freeze", "mixed"), ("adapter", "mixed"), ("adapter", "sequence")])
+def test_eight_devices_equal_one(part, name):
     """With dropout on."""
     cfg = replace(tiny.llama(vocab=96, width=64, context=16), dropout=0.1)
     few = {"adapter": replace(ADAPTER, weights=("blocks/attention/[qo]*/kernel", "unembedding"))}
     exp = experiment(part, cfg, **(few if part == "adapter" else {}))
     losses, first, last, *_ = train(exp, Mesh(), 1)
-    for name in names:
-        other_losses, other_first, other, *_ = train(exp, MESHES[name], 8)
-        assert worst(first, other_first) == 0
-        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
-        assert worst(last, other) < 1e-5
+    other_losses, other_first, other, *_ = train(exp, MESHES[name], 8)
+    assert worst(first, other_first) == 0
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+    assert worst(last, other) < 1e-5
 
 
 def test_factors_are_split_as_their_weight():
