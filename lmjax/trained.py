@@ -102,16 +102,19 @@ def axis_names(experiment) -> tuple[dict, dict]:
     return nested(ours), nested(frozen)
 
 
-def whole(experiment, trained: dict, frozen: dict) -> dict:
-    """The model's parameters. frozen: may hold more than the frozen ones; what is trained goes before."""
+def whole(experiment, trained: dict, frozen: dict, *, in_training: bool = False) -> dict:
+    """The model's parameters. frozen: may hold more than the frozen ones; what is trained goes before. in_training:
+    with the adapted weights of blocks as `lora.Adapted`, which the loop over the layers sums up."""
     which = parts(experiment)
     leaves = dict(named_leaves(frozen)) | dict(named_leaves(trained))
 
     def leaf(path, _):
         if path not in which.adapted:
             return leaves[path]
-        a, b = leaves[f"{path}/{lora.A}"], leaves[f"{path}/{lora.B}"]
-        return lora.adapted(which.adapted[path], leaves[path], a, b, experiment.adapter.scale)
+        of, scale = which.adapted[path], experiment.adapter.scale
+        pair = leaves[path], leaves[f"{path}/{lora.A}"], leaves[f"{path}/{lora.B}"]
+        in_a_loop = in_training and path.startswith("blocks/")
+        return lora.Adapted(*pair, of, scale) if in_a_loop else lora.adapted(of, *pair, scale)
 
     return map_named(leaf, abstract_params(experiment.model))
 

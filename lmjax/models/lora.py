@@ -7,7 +7,7 @@ are split over a mesh as the weight is.
 
 import itertools
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -103,3 +103,31 @@ def adapted(of: Sides, weight: jax.Array, a: jax.Array, b: jax.Array, scale: flo
     product = jax.lax.dot_general(a, b, over, precision=jax.lax.Precision.HIGHEST)
     order = of.leading + of.inputs + of.outputs
     return weight + scale * product.transpose([order.index(axis) for axis in range(weight.ndim)])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Adapted:
+    """A weight of a stack of blocks with its A and B, layers first, in the weight's place among the parameters: W + A B
+    is made in the loop over the layers, where the whole stack of it and of its gradient never is."""
+
+    weight: jax.Array
+    a: jax.Array
+    b: jax.Array
+    of: Sides = field(metadata={"static": True})
+    scale: float = field(metadata={"static": True})
+
+    def layer(self) -> jax.Array:
+        """The weight of one layer, where the loop has taken the first axis away."""
+        # a product with a batch axis is one that no policy of `remat` keeps
+        one = (x[None] for x in (self.weight, self.a, self.b))
+        return adapted(self.of, *one, self.scale)[0]
+
+
+def is_adapted(x) -> bool:
+    return isinstance(x, Adapted)
+
+
+def merged_layer(params):
+    """The parameters of one block."""
+    return jax.tree.map(lambda x: x.layer() if is_adapted(x) else x, params, is_leaf=is_adapted)

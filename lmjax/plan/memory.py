@@ -21,9 +21,9 @@ from lmjax.trees import named_leaves
 @dataclass(frozen=True)
 class Temporaries:
     """Bytes on one device. kept: activations that the remat policy keeps of all layers. gradients: of all parameters
-    that are trained, in float32, and twice where microbatches are added up; and of weights that are adapted the sum
-    W + A B and its gradient. weights: of all layers, cast before the loop over them,
-    which halves what the wires carry. layer: one layer at work. loss: the vocabulary at work."""
+    that are trained, in float32, and twice where microbatches are added up; of adapted weights outside of the blocks
+    W + A B and its gradient. weights: of all layers, cast before the loop over them, which halves what the wires carry;
+    of adapted ones the sums, where nothing is recomputed. layer: one layer at work. loss: the vocabulary at work."""
 
     kept: float
     gradients: float
@@ -49,6 +49,8 @@ def temporaries(experiment: Experiment, mesh, trained: int) -> Temporaries:
     # what its products read lies split over "tensor" between blocks, and is gathered too, and its gradient
     whole = 4 * number * experiment.microbatch_size * cfg.context * cfg.width / ways
     layer += whole * (sizes["tensor"] - 1)
+    adapted, in_blocks = (_adapted_bytes(experiment, mesh, start) for start in ("", "blocks/"))
+    layer += 2 * in_blocks / cfg.layers
     rows, length, width = share(("batch", "length", None), (experiment.microbatch_size, cfg.context, cfg.width), sizes)
     (vocab,) = share(("vocab",), (cfg.vocab,), sizes)
     hidden = number * rows * length * width
@@ -57,8 +59,8 @@ def temporaries(experiment: Experiment, mesh, trained: int) -> Temporaries:
     loss = (number + 4) * vocab * width + (2 + number / 4) * logits + 2 * hidden
     return Temporaries(
         kept=kept_activations(experiment) / ways,
-        gradients=trained * (1 if experiment.microbatches == 1 else 2) + 2 * _adapted_bytes(experiment, mesh),
-        weights=blocks / 2 if number == 2 else 0,
+        gradients=trained * (1 if experiment.microbatches == 1 else 2) + 2 * (adapted - in_blocks),
+        weights=(blocks / 2 if number == 2 else 0) + (number / 4 * in_blocks if cfg.remat == "nothing" else 0),
         layer=layer,
         loss=loss,
     )
@@ -71,14 +73,14 @@ def _bytes(cfg, mesh, part: str) -> int:
     return sum(jax.tree.leaves(shares))
 
 
-def _adapted_bytes(experiment: Experiment, mesh) -> int:
-    """Of the float32 weights that have an adapter, on one device."""
+def _adapted_bytes(experiment: Experiment, mesh, start: str) -> int:
+    """Of the float32 weights that have an adapter and whose path begins so, on one device."""
     shapes, where = abstract_params(experiment.model), train_state.param_shardings(experiment.model, mesh)
     adapted = parts(experiment).adapted
     return sum(
         4 * math.prod(place.shard_shape(leaf.shape))
         for (path, leaf), (_, place) in zip(named_leaves(shapes), named_leaves(where), strict=True)
-        if path in adapted
+        if path in adapted and path.startswith(start)
     )
 
 

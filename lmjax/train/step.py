@@ -46,7 +46,7 @@ def grads_and_loss(experiment, params, frozen, batch: Batch, key):
     """Gradient of the summed objective by the trained parameters, and the loss as sums, over all microbatches."""
 
     def part(params, batch, key):
-        model_params = trained.whole(experiment, params, frozen)
+        model_params = trained.whole(experiment, params, frozen, in_training=True)
         loss = experiment.task.training_loss(experiment.model, model_params, batch, key)
         return loss.objective, loss
 

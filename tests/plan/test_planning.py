@@ -69,7 +69,6 @@ def test_planned_bytes_are_the_compilers_where_a_part_is_trained(mesh, changes, 
     # two moments, and AdamW's and the schedule's number of the step
     assert size.optimizer == 2 * size.trained + 8 < 0.9 * whole.size.optimizer
     assert size.params - size.trained <= whole.size.params
-    assert made.needed < whole.needed
     assert made.roofline.compute < whole.roofline.compute
 
 
