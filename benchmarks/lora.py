@@ -1,6 +1,8 @@
 """LoRA beside full fine-tuning: the held-out loss of experiments/lora.py by rank, each at the best of four step sizes.
 
-python benchmarks/lora.py --base runs/small --text FILE --out results
+    python benchmarks/lora.py --base runs/small --text FILE --out results
+
+Prints a table in Markdown, row by row. Each run is in the directory `results`, with what it says in a file beside it.
 """
 
 import argparse
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--base", required=True, help="a run of experiments/small.py")
     parser.add_argument("--text", required=True, help="a file of text")
     parser.add_argument("--out", required=True, type=Path, help="a directory for runs and logs")
-    parser.add_argument("--ranks", default="6,24,2,1")
+    parser.add_argument("--ranks", default="2,6,24")
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
     commands.prepare_libraries()
