@@ -51,12 +51,8 @@ def parser_for(verb: str) -> Parser:
         add("--compute", type=float, metavar="FLOPS", help="instead of --config: the best model for that much compute")
         add("--json", metavar="FILE", help="write the figures here too")
     if verb in FROM_MODEL:
-        add(
-            "--model",
-            required=True,
-            metavar="PATH",
-            help="a run or a Hugging Face directory, or a URL of one, or hf:NAME",
-        )
+        kinds = "a run, a Hugging Face directory, or PEFT's of a LoRA; a URL of one, or hf:NAME"
+        add("--model", required=True, metavar="PATH", help=kinds)
         add("--step", default=None, metavar="N|best", help="which checkpoint (default: the newest good one)")
     if verb in ("evaluate", "generate"):
         kinds = ("float32", "bfloat16", "int8")
@@ -69,6 +65,8 @@ def parser_for(verb: str) -> Parser:
     if verb == "export":
         add("--to", required=True, metavar="DIR", help="a directory that does not exist yet, or is empty")
         add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32")
+        add("--adapter", action="store_true", help="of a run with an adapter, that alone, as PEFT reads it")
+        add("--base", metavar="NAME", help="with --adapter: where PEFT finds the base (default: init_from)")
     if verb == "verify":
         add("--against", required=True, metavar="PATH", help="as --model, or transformers:PATH: the original")
         add("--text", metavar="FILE", help="what both read (default: 512 tokens drawn at random)")

@@ -37,13 +37,13 @@ def ours(experiment, tokens_BS):
     positions_BT = np.tile(np.arange(T, dtype=np.int32), (B, 1))
     batch = Batch(tokens_BS[:, :-1], positions_BT, None, tokens_BS[:, 1:], np.ones((B, T), np.float32))
     with jax.set_mesh(mesh):
-        where = train_state.shardings(experiment.model, optimizer, mesh)
-        make = jax.jit(lambda: train_state.fresh(experiment.model, optimizer, 0), out_shardings=where)
-        step, carry, placed = compile_step(experiment, optimizer, mesh), [make()], place_batch(batch, mesh)
+        where = train_state.shardings(experiment, optimizer, mesh)
+        state, frozen = jax.jit(lambda: train_state.fresh(experiment, optimizer), out_shardings=where)()
+        step, carry, placed = compile_step(experiment, optimizer, mesh), [state], place_batch(batch, mesh)
 
     def run():
         with jax.set_mesh(mesh):
-            carry[0], metrics = step(carry[0], placed)
+            carry[0], metrics = step(carry[0], frozen, placed)
             return float(metrics.loss)
 
     return run

@@ -94,7 +94,7 @@ class Checkpoints:
             response.result()
             sizes = hosts.by_first("checkpoint/files", lambda: _files(scratch), hosts.READY_LIMIT)
             names = hosts.share(sorted(sizes))
-            digests = _each(lambda name: _sha256(scratch / name), names, scratch)
+            digests = _each(lambda name: sha256(scratch / name), names, scratch)
             own = [[name, sizes[name], digest] for name, digest in zip(names, digests, strict=True)]
             told = hosts.gather("checkpoint/checksums", own, hosts.READY_LIMIT)
             if not hosts.first():
@@ -181,7 +181,7 @@ def _damage(file: Place, size: int, digest: str) -> str | None:
         return f"{path_text(file)}: missing"
     if file.stat().st_size != size:
         return f"{path_text(file)}: {file.stat().st_size} bytes, expected {size}"
-    if _sha256(file) != digest:
+    if sha256(file) != digest:
         return f"{path_text(file)}: its checksum is not the one it was written with"
     return None
 
@@ -369,7 +369,7 @@ def _files(directory: Place) -> dict[str, int]:
     }
 
 
-def _sha256(file: Place) -> str:
+def sha256(file: Place) -> str:
     if isinstance(file, Remote):
         return file.sha256()
     with open(file, "rb") as stream:

@@ -204,11 +204,32 @@ def export(options, _) -> int:
     from lmjax.loaded import load_model
 
     to = _local("--to", options.to)
+    if options.adapter:
+        return export_adapter(options, to)
+    if options.base is not None:
+        raise UserError("--base: goes with --adapter")
     loaded = load_model(options.model, _step(options.step))
     model = loaded.experiment.model
     family = write(model, loaded.params, loaded.tokenizer, to, dtype=options.dtype, start=loaded.start)
     size = sum(file.stat().st_size for file in to.iterdir())
     print(f"{path_text(to)}: {family.architecture}, {options.dtype}, {size:,} bytes")
+    return 0
+
+
+def export_adapter(options, to: Path) -> int:
+    """A run's adapter alone, as PEFT reads it."""
+    from lmjax.interop import peft
+    from lmjax.loaded import HUB, load_adapter, resolve
+
+    if options.dtype != "float32":
+        raise UserError(f"--dtype {options.dtype}: an adapter is written in float32")
+    experiment, params = load_adapter(options.model, _step(options.step))
+    base = options.base or experiment.init_from
+    if options.base is None and not base.startswith(HUB) and not (resolve(base) / "config.json").is_file():
+        raise UserError(f"--adapter: its base {path_text(base)} is a run; export that too, and name it by --base DIR")
+    peft.export_adapter(experiment, params, to, base.removeprefix(HUB))
+    size = sum(file.stat().st_size for file in to.iterdir())
+    print(f"{path_text(to)}: a LoRA of rank {experiment.adapter.rank} for PEFT, on {base}, {size:,} bytes")
     return 0
 
 

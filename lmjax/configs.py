@@ -187,6 +187,8 @@ def _parse(kind, text: str, key: str):
         candidates.insert(0, int(value))  # 1e5 steps
     if isinstance(value, tuple):
         candidates.insert(0, list(value))
+    if typing.get_origin(kind) is tuple:
+        candidates.append(text.split(","))  # of texts: without quotes and brackets
     for candidate in candidates:
         if _accepts(kind, candidate):
             return candidate

@@ -12,6 +12,7 @@ from lmjax import configs
 from lmjax.data.sources import AnySource, PythonLibrary
 from lmjax.errors import UserError, path_text
 from lmjax.models.config import ModelConfig
+from lmjax.models.lora import LoRA
 from lmjax.optim import AdamW, AnySchedule, Cosine, Optimizer, check
 from lmjax.sharding import Mesh
 from lmjax.tasks.causal_lm import CausalLM
@@ -54,7 +55,9 @@ class Experiment:
     batch_size: windows a step, over all devices. microbatches: parts that a batch is
     taken in, one after another, to save memory. evaluate_every, checkpoint_every, sample_every: in steps; each also
     happens at the last step. keep_checkpoints: how many of the newest stay, beside the best. init_from: a run or a
-    Hugging Face directory whose parameters training starts with; its model must be this one. optimizer_memory: where
+    Hugging Face directory whose parameters training starts with; its model must be this one. freeze: patterns of
+    paths of parameters, such as "embedding" or "blocks/attention/*", that stay as they are. adapter: what is trained
+    in place of the model that init_from names, which a run with an adapter goes on needing. optimizer_memory: where
     the optimizer's state lies between updates, on the device or, pinned, on the host, which costs its way there and
     back at every step (ZeRO-Offload, arXiv:2101.06840, section 3)."""
 
@@ -76,6 +79,8 @@ class Experiment:
     sample_every: int = 1000
     keep_checkpoints: int = 2
     init_from: str | None = None
+    freeze: tuple[str, ...] = ()
+    adapter: LoRA | None = None
     sampling: Sampling = Sampling()
     topology: str | None = None
 
@@ -97,6 +102,10 @@ class Experiment:
                 "model.causal is False: a token that sees those after it need not be predicted from before"
             )
         check(self.optimizer)
+        if self.adapter is not None and self.init_from is None:
+            raise ValueError("adapter needs init_from, the model that is adapted")
+        if self.adapter is not None and self.freeze:
+            raise ValueError("freeze: with an adapter all but it is frozen; adapter.train says what is not")
         chunk = self.task.loss_chunk
         if isinstance(chunk, int) and chunk < self.model.context and self.model.context % chunk:
             raise ValueError(f"model.context {self.model.context} is not a multiple of task.loss_chunk {chunk}")

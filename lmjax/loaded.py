@@ -1,19 +1,23 @@
 """A trained model, ready to score and to write: from one of our run directories, or a Hugging Face directory."""
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
 
-from lmjax import checkpoint, mirrors
+from lmjax import checkpoint, hosts, mirrors, trained
 from lmjax.data.sources import decode, json_lines, read_bytes
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
+from lmjax.interop import peft
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.models import attention
-from lmjax.models.transformer import abstract_params, param_names
+from lmjax.models.transformer import abstract_params
 from lmjax.places import Place, Remote, place
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import placement
@@ -21,6 +25,10 @@ from lmjax.tokenizers import HuggingFace, Tokenizer
 
 HUB = "hf:"
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+# what decides the numbers of a directory that is no run
+IDENTITY_FILES = ["*.safetensors", "adapter_config.json"]
+# what a run with an adapter remembers of the model that init_from names
+BASE = "base.json"
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,12 @@ class Loaded:
 
 
 def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
-    """step: of a run: a number, "best", or None for the newest good checkpoint. stacked: how the layers lie
-    (`transformer.apart`). Nothing outside the directory is needed. Raises UserError where it is neither kind, or
-    what is in it is not whole."""
+    """step: of a run: a number, "best", or None for the newest good one. stacked: how the layers lie, of a Hugging Face
+    directory (`transformer.apart`). A directory of PEFT's is read with its base. Nothing outside the directory is
+    needed but an adapter's base. Raises UserError where it is no kind of these, or what is in it is not whole."""
     where = resolve(path)
+    if is_peft(where):
+        return _load_peft(where, mesh)
     if isinstance(where, Remote) or (where / "experiment.json").is_file() or not (where / "config.json").is_file():
         return load_run(where, step, mesh)
     if step is not None:
@@ -66,6 +76,18 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
         batch_size=8 if found.cfg.context <= 1024 else 1,
     )  # fmt: skip
     return Loaded(where, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh), start=found.start)
+
+
+def is_peft(where: Place) -> bool:
+    """Whether there is an adapter by PEFT, without its base."""
+    return isinstance(where, Path) and (where / peft.CONFIG).is_file() and not (where / "config.json").is_file()
+
+
+def _load_peft(where: Path, mesh) -> Loaded:
+    base = load_model(peft.base_of(where), mesh=mesh)
+    if not (base.path / "config.json").is_file():
+        raise UserError(f"{path_text(where)}: its base {path_text(base.path)} is no Hugging Face directory")
+    return replace(base, path=where, params=peft.merged(where, open_checkpoint(base.path), base.params))
 
 
 def resolve(path: Place | str) -> Place:
@@ -105,16 +127,67 @@ def load_run(path: Place | str, step: int | str | None = None, mesh: jax.shardin
         raise UserError(f"{path_text(path)}: no such directory")
     run = RunDirectory(path)
     experiment = _runnable(run.experiment())
-    manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
-    abstract = jax.tree.map(
-        lambda x, names: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement(mesh, names, x.shape)),
-        abstract_params(experiment.model), param_names(experiment.model),
-    )  # fmt: skip
-    params, _ = checkpoint.restore(run.checkpoints, manifest, abstract)
+    params, step = _restored(run, experiment, step, mesh)
+    if experiment.adapter is not None:
+        params = trained.whole(experiment, params, base_params(run, experiment, mesh))
     tokenizer, start = run.tokenizer(), None
     if experiment.model.encoder_layers and tokenizer is not None:
         start = tokenizer.policy.eos if tokenizer.policy.bos is None else tokenizer.policy.bos
-    return Loaded(path, experiment, tokenizer, params, manifest.step, path / "held_out.jsonl", start)
+    return Loaded(path, experiment, tokenizer, params, step, path / "held_out.jsonl", start)
+
+
+def load_adapter(path: Place | str, step: int | str | None = None) -> tuple[Experiment, dict]:
+    """The adapter of a run, without its base (`trained.split`). Raises UserError where it has none."""
+    where = resolve(path)
+    run = RunDirectory(where)
+    if not run.exists or run.experiment().adapter is None:
+        raise UserError(f"--adapter: {path_text(where)} is no run with an adapter")
+    experiment = run.experiment()
+    return experiment, _restored(run, experiment, step, None)[0]
+
+
+def _restored(run: RunDirectory, experiment: Experiment, step: int | str | None, mesh) -> tuple[dict, int]:
+    """The parameters in a run's checkpoint, and its step."""
+    manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
+    shapes = jax.eval_shape(partial(trained.split, experiment), abstract_params(experiment.model))
+    ours, frozen = jax.tree.map(
+        lambda x, names: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement(mesh, names, x.shape)),
+        shapes, trained.axis_names(experiment),
+    )  # fmt: skip
+    params, _ = checkpoint.restore(run.checkpoints, manifest, trained.stored(experiment, ours, frozen))
+    return params, manifest.step
+
+
+def identity(path: Place | str, step: int | None = None) -> dict:
+    """Which model lies there: the step of a run (None: its newest good one; not a run: None), and a fingerprint of all
+    files that hold its numbers. Raises UserError as `load_model`."""
+    where, known = resolve(path), []
+    if isinstance(where, Remote) or (where / "experiment.json").is_file():
+        run = RunDirectory(where)
+        manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
+        step, known = manifest.step, [manifest.files]
+        if run.experiment().adapter is not None:
+            known.append(run.read_json(BASE)["fingerprint"])
+    else:
+        files = sorted(file for pattern in IDENTITY_FILES for file in where.glob(pattern))
+        digests = lambda: [[file.name, checkpoint.sha256(file)] for file in files]
+        known = hosts.by_first("base/files", digests, hosts.READY_LIMIT)
+        if is_peft(where):
+            known.append(identity(peft.base_of(where))["fingerprint"])
+    return {"step": step, "fingerprint": hashlib.sha256(json.dumps(known).encode()).hexdigest()}
+
+
+def base_params(run: RunDirectory, experiment: Experiment, mesh: jax.sharding.Mesh | None) -> dict:
+    """The parameters that a run's adapter belongs to. Raises UserError where they are not there or are others now."""
+    recorded, base = run.read_json(BASE), experiment.init_from
+    here = f"{path_text(run.path)} is an adapter of {path_text(base)}"
+    try:
+        found = identity(base, recorded["step"])
+    except UserError as error:
+        raise UserError(f"{here}, which init_from in its experiment.json names: {error}") from None
+    if found["fingerprint"] != recorded["fingerprint"]:
+        raise UserError(f"{here}, which is not the model it was: its files have changed since the run began")
+    return load_model(base, recorded["step"], mesh=mesh).params
 
 
 def check_one_stack(loaded: Loaded, verb: str) -> None:

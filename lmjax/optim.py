@@ -8,6 +8,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from optax.contrib._muon import scale_by_shape
 
+from lmjax.models import lora
 from lmjax.trees import map_named
 
 
@@ -113,7 +114,7 @@ def decay_mask(params):
 def _muon_labels(params):
     def label(name, _):
         # a router chooses among experts, as the unembedding among tokens
-        inside = name.removeprefix("encoder/").startswith("blocks/") and not name.endswith("/router")
+        inside = name.removeprefix("encoder/").startswith("blocks/") and "/router" not in name
         return "muon" if inside and is_matrix(name) else "adam"
 
     return map_named(label, params)
@@ -121,12 +122,12 @@ def _muon_labels(params):
 
 def _muon_axes(params):
     """Stacked kernels are (L, in, out), (L, D, N, H) or, for attention's output, (L, N, H, D). Experts are (L, E, in,
-    out), each expert a matrix of its own."""
+    out), each expert a matrix of its own. An adapter's A and B are matrices as their weight is."""
 
     def axes(name, x):
         if x.ndim == 4 and "/feedforward/" in name:
             return MuonDimensionNumbers((2,), (3,))
-        inputs = x.ndim - 2 if name.endswith("out/kernel") else 1
+        inputs = x.ndim - 2 if name.endswith(("out/kernel", f"out/kernel/{lora.A}")) else 1
         return MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, x.ndim)))
 
     return map_named(axes, params)

@@ -11,7 +11,7 @@ from lmjax import experiment as experiments
 from lmjax.checkpoint import write_whole
 from lmjax.errors import UserError, path_text
 from lmjax.plan import report, scaling
-from lmjax.plan.counts import flops_per_token, params
+from lmjax.plan.counts import params, trained_flops_per_token
 from lmjax.plan.devices import HERE, topology_of
 from lmjax.plan.planning import Plan, largest_batch, plan
 from lmjax.plan.remedies import remedies
@@ -96,7 +96,7 @@ def as_dict(made: Plan) -> dict:
     figures = {
         "experiment": experiment.name, "kernel": made.kernel, "topology": made.topology.name,
         "mesh": dict(made.mesh.shape), "remat": experiment.model.remat,
-        "parameters": params(experiment.model), "flops_per_token": flops_per_token(experiment.model),
+        "parameters": params(experiment.model), "flops_per_token": trained_flops_per_token(experiment),
         "tokens": experiment.tokens, "fits": made.fits, "needed_bytes": made.needed,
         "device_bytes": made.topology.device.memory, "parameter_bytes": made.size.params,
         "optimizer_bytes": made.size.optimizer, "batch_bytes": made.size.batch,

@@ -28,8 +28,8 @@ from lmjax.places import Place, Remote, place
 from lmjax.tokenizers import Tokenizer
 
 # what a run that was killed while it began may have left
-BEGUN = {".lock", ".shared", "tokenizer", "checkpoints", "held_out.jsonl", "data.json"}
-BEGUN |= {".held_out.jsonl.new", ".data.json.new", ".experiment.json.new"}
+BEGUN = {".lock", ".shared", "tokenizer", "checkpoints", "held_out.jsonl", "data.json", "base.json"}
+BEGUN |= {".held_out.jsonl.new", ".data.json.new", ".experiment.json.new", ".base.json.new"}
 
 
 class RunDirectory:
@@ -154,7 +154,7 @@ class RunDirectory:
     def _small(self, name: str) -> Path:
         """A small file or folder of the run, on this machine; who has the lock goes on with all of them."""
         if not self._here:
-            wanted = ["experiment.json", "data.json", "tokenizer"]
+            wanted = ["experiment.json", "data.json", "base.json", "tokenizer"]
             wanted += ["held_out.jsonl", "metrics.jsonl", "samples.txt"] if self._lock is not None else []
             names = [name for name in self.path.sizes() if name.split("/")[0] in wanted]
             self.path.download(self.local, names)
@@ -207,6 +207,11 @@ class RunDirectory:
         if stored.tokenizer != experiment.tokenizer:
             raise UserError(
                 f"{path_text(self.path)}: {'; '.join(changes)}: the tokenizer of a run cannot change; "
+                "--run DIR starts another run"
+            )
+        if (stored.adapter is None) != (experiment.adapter is None):
+            raise UserError(
+                f"{path_text(self.path)}: {'; '.join(changes)}: a run begins with its adapter or has none; "
                 "--run DIR starts another run"
             )
         grown = len(changes) == 1 and stored.steps < experiment.steps

@@ -20,6 +20,18 @@ def map_named(function, tree):
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), tree)
 
 
+def nested(leaves: dict) -> dict:
+    """Leaves by path as nested dicts."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = leaf
+    return tree
+
+
 def count(tree) -> int:
     """Number of scalars in all leaves; leaves may be abstract."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

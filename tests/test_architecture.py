@@ -16,7 +16,7 @@ FLOORS = {
     "errors": 0, "hosts": 0, "native_errors": 0, "sharding": 0, "trees": 0, "compilation": 0, "cache": 0,
     "places": 0, "lease": 0, "mirrors": 0,
     "tokenizers": 1, "models": 1,
-    "data": 2,
+    "data": 2, "trained": 2,
     "tasks": 3, "optim": 3,
     "configs": 4, "experiment": 4,
     "checkpoint": 5, "run_directory": 5,

@@ -67,7 +67,7 @@ MUTANTS = {
         "tests/evaluate/test_likelihood.py::test_white_space_moves_and_both_are_encoded_together",
     ),
     "a checksum not looked at": (
-        "lmjax/checkpoint.py", "if _sha256(file) != digest:", "if False:",
+        "lmjax/checkpoint.py", "if sha256(file) != digest:", "if False:",
         "tests/test_checkpoint.py::test_damage_is_found_and_the_newest_good_step_is_used_loudly",
     ),
     "metrics that come after their checkpoint": (

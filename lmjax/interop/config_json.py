@@ -87,9 +87,10 @@ class ConfigJson:
         return ACTIVATIONS[found]
 
 
-def read_config(directory: Path) -> ConfigJson:
-    """config.json of a checkpoint directory. Raises UserError where it is missing, or no object of JSON."""
-    file = directory / FILE
+def read_config(directory: Path, name: str = FILE) -> ConfigJson:
+    """config.json of a checkpoint directory, or another such file. Raises UserError where it is missing, or no object
+    of JSON."""
+    file = directory / name
     try:
         if file.stat().st_size > SIZE_LIMIT:
             raise UserError(f"{path_text(file)}: larger than {SIZE_LIMIT:,} bytes; expected a model's configuration")

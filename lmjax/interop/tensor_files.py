@@ -165,9 +165,12 @@ def _check_place(file: Path, directory: Path) -> None:
         raise UserError(f"{path_text(file)}: a link out of its directory, to {path_text(target)}")
 
 
-def write_tensors(directory: Path, tensors: list[tuple[str, np.dtype, tuple[int, ...], object]], limit: int) -> None:
+def write_tensors(
+    directory: Path, tensors: list[tuple[str, np.dtype, tuple[int, ...], object]], limit: int, single: str = SINGLE
+) -> None:
     """Write (name, dtype, shape, function that gives the array) in their order, into files of at most `limit` bytes (a
-    larger tensor has one of its own) and an index where that is more than one. One tensor is in memory at a time."""
+    larger tensor has one of its own), and an index where that is more than one. single: the name of the only file. One
+    tensor is in memory at a time."""
     shards, room = [[]], limit
     for tensor in tensors:
         size = _bytes(tensor)
@@ -177,7 +180,7 @@ def write_tensors(directory: Path, tensors: list[tuple[str, np.dtype, tuple[int,
         shards[-1].append(tensor)
         room -= size
     count = len(shards)
-    names = [SINGLE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    names = [single] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     for name, shard in zip(names, shards, strict=True):
         _write(directory / name, shard)
     if count > 1:

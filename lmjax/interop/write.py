@@ -1,6 +1,8 @@
 """From our parameters to a Hugging Face checkpoint directory that transformers loads as it is."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -32,8 +34,7 @@ def export(
 
     Raises UserError where no family says the model, or the directory is not empty; nothing is left half-written.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"--to {path_text(directory)}: exists and is not an empty directory")
+    require_empty(directory)
     family, said = family_for(cfg)
     vocab = cfg.vocab if tokenizer is None else tokenizer.vocab_size
     lengths = sizes(said, vocab)
@@ -61,14 +62,27 @@ def export(
         tensors.append(
             (family.exported(name), DTYPES[dtype], shape, lambda name=name, shape=shape: array_of(name, shape))
         )
-    if directory.is_dir():
-        directory.rmdir()
-    with built_whole(directory) as scratch:
+    with in_place_of_empty(directory) as scratch:
         write_tensors(scratch, tensors, shard_limit)
         for name, content in _texts(family, said, tokenizer, vocab, dtype, start or 0).items():
             (scratch / name).write_bytes(content)
-        scratch.chmod(0o755)
     return family
+
+
+def require_empty(directory: Path) -> None:
+    """Raises UserError where a directory cannot be written."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"--to {path_text(directory)}: exists and is not an empty directory")
+
+
+@contextmanager
+def in_place_of_empty(directory: Path) -> Iterator[Path]:
+    """A directory to fill, which then is that one, whole."""
+    if directory.is_dir():
+        directory.rmdir()
+    with built_whole(directory) as scratch:
+        yield scratch
+        scratch.chmod(0o755)
 
 
 def _leaf(leaves: dict[str, jax.Array], path: str, place: tuple[int, ...]) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from lmjax.models.cache import LayerCache, append
 from lmjax.models.config import ModelConfig
 from lmjax.models.cross_attention import CrossAttentionLayer, Source
 from lmjax.models.feedforward import Experts, FeedForwardLayer
+from lmjax.models.lora import merged_layer
 from lmjax.models.moe import ExpertsLayer
 from lmjax.models.norms import Normalise
 from lmjax.models.packed import product
@@ -176,9 +177,12 @@ class Block(nn.Module):
         return tap(self, "hook_resid_post", x_BTD), (cache, routing)
 
 
-def stack(cfg: ModelConfig, training: bool, name: str) -> nn.Module:
-    """All blocks as one, their weights stacked on a leading axis of length L, whatever `unroll` and `remat` say."""
+def stack(cfg: ModelConfig, training: bool, name: str, *, adapted: bool = False) -> nn.Module:
+    """All blocks as one, their weights stacked on a leading axis of length L, whatever `unroll` and `remat` say.
+    adapted: whether some of them have an adapter (`lora.Adapted`)."""
     block = Block
+    if adapted:
+        block = nn.map_variables(block, "params", trans_in_fn=merged_layer)
     if cfg.remat != "nothing":
         # prevent_cse is for loops that XLA sees through; a scan is none
         block = nn.remat(block, policy=policy(cfg.remat), prevent_cse=cfg.unroll > 1)

@@ -16,6 +16,7 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.cross_attention import CrossAttentionLayer, Source
 from lmjax.models.feedforward import Experts
 from lmjax.models.heads import MaskedHead, Pooler
+from lmjax.models.lora import is_adapted
 from lmjax.models.norms import Normalise
 from lmjax.models.packed import Packed, product
 from lmjax.models.projection import contract
@@ -48,7 +49,8 @@ class Transformer(nn.Module):
             self.type_table = self.param("token_types", named(init, (None, "embed")), (cfg.token_types, cfg.width))
         if cfg.embedding_norm:
             self.embedding_norm = Normalise(cfg.norm)
-        self.blocks = stack(cfg, self.training, "blocks")
+        given = jax.tree.leaves(self.variables.get("params", {}).get("blocks", {}), is_leaf=is_adapted)
+        self.blocks = stack(cfg, self.training, "blocks", adapted=any(map(is_adapted, given)))
         if cfg.norm_first:
             self.final_norm = Normalise(cfg.norm)
         if cfg.masked_head:

@@ -17,17 +17,18 @@ from lmjax.plan.collectives import Collective, collectives
 from lmjax.plan.devices import Topology, devices_of
 from lmjax.sharding import batch_sharding, build_mesh
 from lmjax.train import state as train_state
-from lmjax.train.state import TrainState
 from lmjax.train.step import check_split, compile_step
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the state and one batch on one device, from shapes and shardings alone."""
+    """Of the parameters, the optimizer's state and one batch on one device, from shapes and shardings alone. trained:
+    those of the parameters that training changes; of an adapter, A and B."""
 
     params: int
     optimizer: int
     batch: int
+    trained: int
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,6 @@ class TooLarge(Exception):
         self.needed = needed
 
 
-def abstract_state(experiment: Experiment, optimizer, mesh) -> TrainState:
-    """The state's shapes, each with its place on the mesh."""
-    where = train_state.shardings(experiment.model, optimizer, mesh, experiment.optimizer_memory)
-    shapes = jax.eval_shape(lambda: train_state.fresh(experiment.model, optimizer, experiment.seed))
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where)
-
-
 def abstract_batch(experiment: Experiment, mesh) -> Batch:
     """The shapes of one step's batch."""
     rows = batch_sharding(mesh)
@@ -86,11 +80,13 @@ def transform(experiment: Experiment):
 
 def sizes_of(experiment: Experiment, mesh) -> Sizes:
     """What the compiler's arguments must come to. The mesh may be an abstract one."""
-    state = abstract_state(experiment, transform(experiment), mesh)
+    state, frozen = train_state.abstract(experiment, transform(experiment), mesh)
+    trained = bytes_on_device(state.params)
     return Sizes(
-        bytes_on_device(state.params),
-        bytes_on_device(state.opt_state),
-        bytes_on_device(abstract_batch(experiment, mesh)),
+        params=trained + bytes_on_device(frozen),
+        optimizer=bytes_on_device(state.opt_state),
+        batch=bytes_on_device(abstract_batch(experiment, mesh)),
+        trained=trained,
     )
 
 
@@ -99,8 +95,8 @@ def compile_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple
     optimizer = transform(experiment)
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        state, batch = abstract_state(experiment, optimizer, mesh), abstract_batch(experiment, mesh)
-        lowered = compile_step(experiment, optimizer, mesh).lower(state, batch)
+        state, frozen = train_state.abstract(experiment, optimizer, mesh)
+        lowered = compile_step(experiment, optimizer, mesh).lower(state, frozen, abstract_batch(experiment, mesh))
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from lmjax.experiment import Experiment
 from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Dense, Experts
+from lmjax.models.lora import is_table
 from lmjax.models.transformer import abstract_params
+from lmjax.trained import parts
 from lmjax.trees import named_leaves
 
 PETAFLOP_DAY = 1e15 * 86_400
@@ -52,6 +54,31 @@ def flops_per_token(cfg: ModelConfig) -> int:
     """6 N + 12 L H Q T (PaLM, arXiv:2204.02311, appendix B): N as `used_params`, the whole square of attention,
     nothing for recomputation."""
     return 6 * used_params(cfg) + 12 * cfg.layers * cfg.heads * cfg.head_width * cfg.context
+
+
+def passed_by(experiment: Experiment) -> float:
+    """The parameters that one token is multiplied by and of which no gradient is taken, as they are frozen."""
+    cfg, which, total = experiment.model, parts(experiment), 0.0
+    for path, leaf in named_leaves(abstract_params(cfg)):
+        unembeds = cfg.tied and path == "embedding"
+        if path in which.trained or path in which.adapted or (is_table(path) and not unembeds):
+            continue
+        of_experts = isinstance(cfg.feedforward, Experts) and leaf.ndim == 4 and "/feedforward/" in path
+        total += math.prod(leaf.shape) * (cfg.feedforward.chosen / cfg.feedforward.count if of_experts else 1)
+    return total
+
+
+def graded_share(experiment: Experiment) -> float:
+    """Of all parameters those of which a gradient is taken."""
+    which = parts(experiment)
+    leaves = [(path, math.prod(leaf.shape)) for path, leaf in named_leaves(abstract_params(experiment.model))]
+    graded = sum(number for path, number in leaves if path in which.trained or path in which.adapted)
+    return graded / params(experiment.model)
+
+
+def trained_flops_per_token(experiment: Experiment) -> float:
+    """`flops_per_token` without the gradients that freezing saves: 2 for each parameter that is passed by."""
+    return flops_per_token(experiment.model) - 2 * passed_by(experiment)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,16 @@ from lmjax.sharding import share
 from lmjax.tasks.loss import LOGIT_BYTES
 from lmjax.train import state as train_state
 from lmjax.train.step import kernel
+from lmjax.trained import parts
+from lmjax.trees import named_leaves
 
 
 @dataclass(frozen=True)
 class Temporaries:
-    """Bytes on one device. kept: activations that the remat policy keeps of all layers. gradients: of all parameters,
-    in float32, and twice where microbatches are added up. weights: of all layers, cast before the loop over them,
-    which halves what the wires carry. layer: one layer at work. loss: the vocabulary at work."""
+    """Bytes on one device. kept: activations that the remat policy keeps of all layers. gradients: of all parameters
+    that are trained, in float32, and twice where microbatches are added up; of adapted weights outside of the blocks
+    W + A B and its gradient. weights: of all layers, cast before the loop over them, which halves what the wires carry;
+    of adapted ones the sums, where nothing is recomputed. layer: one layer at work. loss: the vocabulary at work."""
 
     kept: float
     gradients: float
@@ -34,8 +37,8 @@ class Temporaries:
         return self.kept + self.weights + max(self.gradients + self.layer, self.loss)
 
 
-def temporaries(experiment: Experiment, mesh, params: int) -> Temporaries:
-    """params: bytes of them on one device."""
+def temporaries(experiment: Experiment, mesh, trained: int) -> Temporaries:
+    """trained: bytes of the trained parameters on one device."""
     cfg, sizes, number = experiment.model, dict(mesh.shape), 2 if experiment.model.dtype == "bfloat16" else 4
     ways = math.prod(sizes.values())
     blocks = _bytes(cfg, mesh, "blocks")
@@ -46,6 +49,8 @@ def temporaries(experiment: Experiment, mesh, params: int) -> Temporaries:
     # what its products read lies split over "tensor" between blocks, and is gathered too, and its gradient
     whole = 4 * number * experiment.microbatch_size * cfg.context * cfg.width / ways
     layer += whole * (sizes["tensor"] - 1)
+    adapted, in_blocks = (_adapted_bytes(experiment, mesh, start) for start in ("", "blocks/"))
+    layer += 2 * in_blocks / cfg.layers
     rows, length, width = share(("batch", "length", None), (experiment.microbatch_size, cfg.context, cfg.width), sizes)
     (vocab,) = share(("vocab",), (cfg.vocab,), sizes)
     hidden = number * rows * length * width
@@ -54,8 +59,8 @@ def temporaries(experiment: Experiment, mesh, params: int) -> Temporaries:
     loss = (number + 4) * vocab * width + (2 + number / 4) * logits + 2 * hidden
     return Temporaries(
         kept=kept_activations(experiment) / ways,
-        gradients=params * (1 if experiment.microbatches == 1 else 2),
-        weights=blocks / 2 if number == 2 else 0,
+        gradients=trained * (1 if experiment.microbatches == 1 else 2) + 2 * (adapted - in_blocks),
+        weights=(blocks / 2 if number == 2 else 0) + (number / 4 * in_blocks if cfg.remat == "nothing" else 0),
         layer=layer,
         loss=loss,
     )
@@ -66,6 +71,17 @@ def _bytes(cfg, mesh, part: str) -> int:
     shapes, where = abstract_params(cfg)[part], train_state.param_shardings(cfg, mesh)[part]
     shares = jax.tree.map(lambda x, place: 4 * math.prod(place.shard_shape(x.shape)), shapes, where)
     return sum(jax.tree.leaves(shares))
+
+
+def _adapted_bytes(experiment: Experiment, mesh, start: str) -> int:
+    """Of the float32 weights that have an adapter and whose path begins so, on one device."""
+    shapes, where = abstract_params(experiment.model), train_state.param_shardings(experiment.model, mesh)
+    adapted = parts(experiment).adapted
+    return sum(
+        4 * math.prod(place.shard_shape(leaf.shape))
+        for (path, leaf), (_, place) in zip(named_leaves(shapes), named_leaves(where), strict=True)
+        if path in adapted and path.startswith(start)
+    )
 
 
 def _partial_queries(experiment: Experiment, mesh, number: int) -> float:

@@ -94,7 +94,7 @@ def plan_on(experiment: Experiment, topology: Topology, mesh, *, real: bool = Tr
 
 def counted_bytes(experiment: Experiment, mesh, size: Sizes) -> float:
     """State, and what a step needs beside it (`memory.temporaries`), on one device."""
-    return size.params + size.optimizer + size.batch + temporaries(experiment, mesh, size.params).total
+    return size.params + size.optimizer + size.batch + temporaries(experiment, mesh, size.trained).total
 
 
 def largest_batch(experiment: Experiment, topology: Topology, tell) -> Plan | None:

@@ -5,7 +5,15 @@ from collections.abc import Iterator
 
 from lmjax.plan import published
 from lmjax.plan.collectives import by_kind
-from lmjax.plan.counts import PETAFLOP_DAY, flops_per_token, params, params_by_part, three_digits, work_per_token
+from lmjax.plan.counts import (
+    PETAFLOP_DAY,
+    flops_per_token,
+    params,
+    params_by_part,
+    passed_by,
+    three_digits,
+    work_per_token,
+)
 from lmjax.plan.devices import GIB, name_of
 from lmjax.plan.memory import temporaries
 from lmjax.plan.planning import Plan
@@ -67,7 +75,7 @@ def memory_lines(made: Plan) -> Iterator[str]:
             f"{share:.2f} %, the step's number and layout), temporaries {figures.temporaries:,}, program "
             f"{figures.code:,}" + (f", on the host {figures.host:,}" if figures.host else "")
         )
-    wanted = temporaries(experiment, made.mesh, size.params)
+    wanted = temporaries(experiment, made.mesh, size.trained)
     yield (
         f"temporaries by counts: {_gib(wanted.total)}: kept by remat {experiment.model.remat} {_gib(wanted.kept)}, "
         f"weights in {experiment.model.dtype} {_gib(wanted.weights)}, and the greater of float32 gradients "
@@ -105,8 +113,9 @@ def time_lines(made: Plan, price: float | None) -> Iterator[str]:
         if work.recomputed
         else ""
     )
+    computed = work.total - 2 * passed_by(experiment)
     yield (
-        f"a step at best: {best.step:.3g} s, {best.bound}-bound: compute {best.compute:.3g} s ({work.total:.3g} FLOPs "
+        f"a step at best: {best.step:.3g} s, {best.bound}-bound: compute {best.compute:.3g} s ({computed:.3g} FLOPs "
         f"a token{again}, at {rate / 1e12:.4g} TFLOP/s), "
         f"memory {best.memory:.3g} s (state, weights, kept activations at "
         f"{device.bandwidth / 1e9:.4g} GB/s), wires {best.wires:.3g} s "

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from lmjax.experiment import Experiment
 from lmjax.plan.collectives import Collective
 from lmjax.plan.compiled import Sizes
-from lmjax.plan.counts import expert_params, flops_per_token, kept_activations, params, params_by_part, work_per_token
+from lmjax.plan.counts import (
+    expert_params,
+    graded_share,
+    kept_activations,
+    params,
+    params_by_part,
+    passed_by,
+    trained_flops_per_token,
+    work_per_token,
+)
 from lmjax.plan.devices import Device, Topology
 
 
@@ -29,13 +38,13 @@ class Roofline:
 
 
 def roofline(experiment: Experiment, topology: Topology, mesh, size: Sizes, found: dict[Collective, int]) -> Roofline:
-    """compute: `work_per_token` at the peak rate, on the busiest device; memory: see `memory_traffic`; wires: the
-    bytes of each collective over the links that its group has."""
+    """compute: `work_per_token`, less what freezing saves, at the peak rate, on the busiest device; memory: see
+    `memory_traffic`; wires: the bytes of each collective over the links that its group has."""
     cfg, device, devices = experiment.model, topology.device, topology.count
     tokens = experiment.batch_size * cfg.context / devices
     work, parts = work_per_token(cfg), mesh.shape["sequence"]
     # the device with the end of each row sees nearly all keys before it, twice the mean
-    flops = work.total + work.attention * (1 - 1 / parts)
+    flops = work.total + work.attention * (1 - 1 / parts) - 2 * passed_by(experiment)
     peak = device.peak if cfg.dtype == "bfloat16" else device.peak32
     return Roofline(
         compute=tokens * flops / peak,
@@ -57,15 +66,15 @@ def counted_collectives(experiment: Experiment, mesh) -> dict[Collective, int]:
     place = rows * cfg.context / sizes["sequence"] * number
     keys = 2 * place * sizes["sequence"] * cfg.n_kv_heads * cfg.head_width / sizes["tensor"]
     sent = place * cfg.width * sizes["expert"]
-    fsdp = sizes["fsdp"] * sizes["sequence"]
+    fsdp, graded = sizes["fsdp"] * sizes["sequence"], graded_share(experiment)
     wanted = [
         ("all-gather", shared + own, ("fsdp", "sequence"), 2 + again),
-        ("reduce-scatter", shared + own, ("fsdp", "sequence"), 1),
-        ("all-reduce", (shared + own) / fsdp, ("data",), 1),
+        ("reduce-scatter", graded * (shared + own), ("fsdp", "sequence"), 1),
+        ("all-reduce", graded * (shared + own) / fsdp, ("data",), 1),
         ("all-reduce", place * cfg.width, ("tensor",), cfg.layers * (4 + 2 * again)),
         ("all-gather", keys, ("sequence",), cfg.layers * (1 + again)),
         ("reduce-scatter", keys, ("sequence",), cfg.layers),
-        ("all-reduce", shared / fsdp, ("expert",), 1),
+        ("all-reduce", graded * shared / fsdp, ("expert",), 1),
     ]
     if experts:
         wanted += [(kind, sent, ("expert",), cfg.layers * (2 + again)) for kind in ("all-gather", "reduce-scatter")]
@@ -96,8 +105,8 @@ def memory_traffic(experiment: Experiment, mesh, size: Sizes) -> float:
     experts, looked_up = expert_params(cfg), params_by_part(cfg).get("positions", 0)
     weights = (params(cfg) - looked_up - experts + experts / mesh.shape["expert"]) / mesh.shape["tensor"]
     kept = kept_activations(experiment) / math.prod(mesh.shape.values())
-    a_microbatch = 3 * number * weights + 8 * size.params / 4 + 2 * kept
-    return experiment.microbatches * a_microbatch + 2 * (size.params + size.optimizer) + size.params
+    a_microbatch = 3 * number * weights + 8 * size.trained / 4 + 2 * kept
+    return experiment.microbatches * a_microbatch + 2 * (size.trained + size.optimizer) + size.trained
 
 
 def link_rate(topology: Topology, one: Collective) -> float:
@@ -117,5 +126,5 @@ def link_rate(topology: Topology, one: Collective) -> float:
 
 def mfu(experiment: Experiment, topology: Topology, seconds: float) -> float:
     """Model FLOPs utilisation of a step that takes so long (PaLM, arXiv:2204.02311, appendix B)."""
-    flops = experiment.batch_size * experiment.model.context * flops_per_token(experiment.model)
+    flops = experiment.batch_size * experiment.model.context * trained_flops_per_token(experiment)
     return flops / seconds / topology.count / topology.device.peak

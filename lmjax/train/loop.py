@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lmjax import checkpoint, configs, hosts, optim, trees
+from lmjax import checkpoint, configs, hosts, optim, trained, trees
 from lmjax.checkpoint import Checkpoints
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
@@ -45,14 +45,14 @@ def train(experiment: Experiment, run_path: Place, *, accept_changes: bool = Fal
         experiment = prepared.experiment
         optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
         with jax.set_mesh(prepared.mesh):
-            state = resume(run, prepared, optimizer, screen, changed=bool(changes))
+            state, frozen = resume(run, prepared, optimizer, screen, changed=bool(changes))
             if int(state.step) == experiment.steps:
                 screen.say(f"finished: step {experiment.steps} of {experiment.steps} in {run.path}; --steps=N goes on")
                 return
             screen.say(trees.table(state.params))
-            for line in [in_force(prepared), *changes]:
+            for line in [" | ".join([in_force(prepared), *trained.told(experiment, state.params)]), *changes]:
                 screen.say(line)
-            run_steps(run, prepared, state, screen)
+            run_steps(run, prepared, state, frozen, screen)
 
 
 def differing(experiment: Experiment) -> dict[str, str]:
@@ -84,7 +84,7 @@ def begin_together(experiment: Experiment, run: RunDirectory, accept_changes: bo
     return begun
 
 
-def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, screen: Screen) -> None:
+def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: dict, screen: Screen) -> None:
     """The loop. A step is sent off before the results of the one before are looked at, so the device never waits."""
     experiment, mesh = prepared.experiment, prepared.mesh
     done, steps = int(state.step), experiment.steps
@@ -102,25 +102,27 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, screen: 
         telling_what_helps(made, screen.say),
     ):
         for step, batch in prepared.batches.ahead(done + 1, steps, place, here):
-            state, metrics = made.program(state, batch)
+            state, metrics = made.program(state, frozen, batch)
             report.step(step, metrics, float(rates[step - 1]), partial(describe, prepared, step))
 
             result = None
             if due(step, experiment.evaluate_every, steps):
                 report.settle()
-                result = held_out(experiment, loss_of, state.params, prepared.held_out, mesh)
+                model_params = trained.whole(experiment, state.params, frozen)
+                result = held_out(experiment, loss_of, model_params, prepared.held_out, mesh)
                 report.evaluation(step, result.metrics())
                 run.upload()
             if due(step, experiment.sample_every, steps):
                 report.settle()
-                text = sample(experiment, state.params, prepared.tokenizer)
+                text = sample(experiment, trained.whole(experiment, state.params, frozen), prepared.tokenizer)
                 report.sample(step, text)
             eval_loss = None if result is None else result.eval_loss
             better = eval_loss is not None and eval_loss < best
             stopping = stop.after(step)
             if better or stopping or due(step, experiment.checkpoint_every, steps):
                 report.settle()
-                checkpoints.save(step, state.params, rest(state), eval_loss)
+                kept = trained.stored(experiment, state.params, frozen)
+                checkpoints.save(step, kept, state.rest, eval_loss)
                 best = eval_loss if better else best
             if stopping and step < steps:
                 checkpoints.wait()
@@ -131,11 +133,6 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, screen: 
 
 def due(step: int, every: int, steps: int) -> bool:
     return step % every == 0 or step == steps
-
-
-def rest(state: TrainState) -> dict:
-    """What a checkpoint holds beside the parameters."""
-    return {"step": state.step, "opt_state": state.opt_state}
 
 
 def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool) -> list[str]:
@@ -151,23 +148,20 @@ def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool) -> lis
     return []
 
 
-def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen, *, changed: bool) -> TrainState:
-    """The state of the newest good checkpoint, on this mesh, or the one before the first step."""
-    experiment = prepared.experiment
-    where = train_state.shardings(experiment.model, optimizer, prepared.mesh, experiment.optimizer_memory)
-    make = partial(train_state.fresh, experiment.model, optimizer, experiment.seed)
-    manifest = run.resumable(lambda text: screen.say(f"WARNING: {text}"))
-    if manifest is None and experiment.init_from is not None:
-        params = params_of(experiment, prepared.mesh, where.params)
-        state = jax.jit(partial(train_state.begun, optimizer), out_shardings=where, donate_argnums=0)(params)
-    elif manifest is None:
-        state = jax.jit(make, out_shardings=where)()
-    else:
-        abstract = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make), where
+def resume(
+    run: RunDirectory, prepared: Prepared, optimizer, screen: Screen, *, changed: bool
+) -> tuple[TrainState, dict]:
+    """The state of the newest good checkpoint, on this mesh, or the one before the first step; and the parameters that
+    are frozen."""
+    experiment, mesh = prepared.experiment, prepared.mesh
+    manifest, frozen = run.resumable(lambda text: screen.say(f"WARNING: {text}")), {}
+    if manifest is None or experiment.adapter is not None:
+        state, frozen = first_state(experiment, run, optimizer, mesh, begun=manifest is not None)
+    if manifest is not None:
+        state, others = train_state.restored(
+            experiment, optimizer, mesh, partial(checkpoint.restore, run.checkpoints, manifest)
         )
-        params, others = checkpoint.restore(run.checkpoints, manifest, abstract.params, rest(abstract))
-        state = TrainState(others["step"], params, others["opt_state"])
+        frozen = frozen or others
         screen.say(f"resuming {run.path} after step {manifest.step}")
     if changed and hosts.first():
         # it was accepted, and fits the checkpoint
@@ -175,7 +169,18 @@ def resume(run: RunDirectory, prepared: Prepared, optimizer, screen: Screen, *, 
     run.write_json("environment.json", environment())
     run.cut(0 if manifest is None else manifest.step)
     run.upload()
-    return state
+    return state, frozen
+
+
+def first_state(experiment: Experiment, run: RunDirectory, optimizer, mesh, *, begun: bool) -> tuple[TrainState, dict]:
+    """The state before the first step, and what is frozen: new, or of the model that init_from names. begun: whether
+    the run has checkpoints, so that an adapter's base must be the one it began with."""
+    where = train_state.shardings(experiment, optimizer, mesh)
+    if experiment.init_from is None:
+        return jax.jit(partial(train_state.fresh, experiment, optimizer), out_shardings=where)()
+    of_model = train_state.param_shardings(experiment.model, mesh)
+    params = params_of(experiment, run, mesh, of_model, begun=begun)
+    return jax.jit(partial(train_state.begun, experiment, optimizer), out_shardings=where, donate_argnums=0)(params)
 
 
 def describe(prepared: Prepared, step: int) -> str:

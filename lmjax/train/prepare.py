@@ -18,7 +18,7 @@ from lmjax.generate.text import prompt_ids
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import build_mesh
 from lmjax.tokenizers import Tokenizer
-from lmjax.train.start import fitting
+from lmjax.train.start import fitting, rooted
 from lmjax.train.step import check_split, kernel
 
 
@@ -67,6 +67,7 @@ def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] |
     begun = run is not None and run.exists
     tokenizer = run.tokenizer() if begun else build_tokenizer(experiment, [source for source, _ in sources])
     if experiment.init_from is not None:
+        experiment = rooted(experiment)
         # a run that has begun needs what it started from no more
         experiment = experiment.with_vocab(run.experiment().model.vocab) if begun else fitting(experiment, tokenizer)
     experiment = experiment.with_vocab(tokenizer.vocab_size)

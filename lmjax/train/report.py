@@ -11,7 +11,7 @@ from tensorboardX import SummaryWriter
 
 from lmjax import hosts
 from lmjax.errors import UserError
-from lmjax.plan.counts import flops_per_token
+from lmjax.plan.counts import trained_flops_per_token
 from lmjax.plan.devices import peak_flops
 from lmjax.run_directory import RunDirectory
 
@@ -76,7 +76,7 @@ class Report:
         self.experiment, self.done, self.screen = experiment, done, screen
         self.tokens_per_step = experiment.batch_size * experiment.model.context
         peak = peak_flops()
-        self.token_share_of_peak = flops_per_token(experiment.model) / peak if peak else None
+        self.token_share_of_peak = trained_flops_per_token(experiment) / peak if peak else None
         # the other processes look at the same figures, and stop at the same step where these are not finite
         writes = hosts.first()
         self._file = open(run.metrics, "a", encoding="utf-8") if writes else None

@@ -1,19 +1,21 @@
 """Training that starts from a trained model: `init_from`, a run or a Hugging Face directory."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 
 from lmjax import configs
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
+from lmjax.interop import peft
 from lmjax.interop.family import normal
 from lmjax.interop.read import open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
-from lmjax.loaded import load_model, resolve
+from lmjax.loaded import BASE, HUB, base_params, identity, is_peft, load_model, resolve
 from lmjax.models.config import ModelConfig
 from lmjax.models.positions import Learned
-from lmjax.places import Place
+from lmjax.places import Place, is_url
 from lmjax.run_directory import RunDirectory
 from lmjax.tokenizers import Tokenizer
 
@@ -39,16 +41,33 @@ def fitting(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     return experiment.with_vocab(max(tokenizer.vocab_size, cfg.vocab))
 
 
-def params_of(experiment: Experiment, mesh: jax.sharding.Mesh, where) -> dict:
-    """The parameters that training starts from, laid out as `where` says."""
-    loaded = load_model(experiment.init_from, mesh=mesh)
-    return jax.tree.map(jax.device_put, loaded.params, where)
+def params_of(experiment: Experiment, run: RunDirectory, mesh: jax.sharding.Mesh, where, *, begun: bool) -> dict:
+    """The parameters that training starts from, laid out as `where` says. A run with an adapter remembers whose they
+    are; raises UserError where, once it has begun, these are others."""
+    if begun:
+        params = base_params(run, experiment, mesh)
+    else:
+        found = identity(experiment.init_from) if experiment.adapter is not None else {"step": None}
+        params = load_model(experiment.init_from, found["step"], mesh=mesh).params
+        if experiment.adapter is not None:
+            run.write_json(BASE, found)
+    return jax.tree.map(jax.device_put, params, where)
+
+
+def rooted(experiment: Experiment) -> Experiment:
+    """Of an adapter: with the whole path of its base, which is looked for again from wherever the run is used."""
+    base = experiment.init_from
+    if experiment.adapter is None or is_url(base) or base.startswith(HUB):
+        return experiment
+    return replace(experiment, init_from=str(Path(base).absolute()))
 
 
 def _model_and_tokenizer(place: Place) -> tuple[ModelConfig, Tokenizer | None]:
     if (place / "experiment.json").is_file():
         run = RunDirectory(place)
         return run.experiment().model, run.tokenizer()
+    if is_peft(place):
+        return _model_and_tokenizer(resolve(peft.base_of(place)))
     return open_checkpoint(place).cfg, of_directory(place)
 
 

@@ -1,14 +1,13 @@
-"""All that training changes."""
+"""All that training changes, and beside it what it does not."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lmjax import sharding
+from lmjax import sharding, trained
 from lmjax.models.config import ModelConfig
 from lmjax.models.transformer import abstract_params, init_params, param_names
 from lmjax.trees import map_named, named_leaves
@@ -17,22 +16,28 @@ from lmjax.trees import map_named, named_leaves
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """step: updates done. params, opt_state: trees of arrays. Keys are folded from the seed and the step, so none
-    are kept."""
+    """step: updates done. params, opt_state: trees of arrays; params are those that are trained (`trained.split`).
+    Keys are folded from the seed and the step, so none are kept."""
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
 
+    @property
+    def rest(self) -> dict:
+        """What a checkpoint holds beside the parameters."""
+        return {"step": self.step, "opt_state": self.opt_state}
 
-def fresh(cfg: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step, a pure function of its arguments."""
-    return begun(optimizer, init_params(cfg, jax.random.key(seed)))
+
+def fresh(experiment, optimizer: optax.GradientTransformation) -> tuple[TrainState, dict]:
+    """The state before the first step and the frozen parameters, a pure function of its arguments."""
+    return begun(experiment, optimizer, init_params(experiment.model, jax.random.key(experiment.seed)))
 
 
-def begun(optimizer: optax.GradientTransformation, params: dict) -> TrainState:
-    """The state before the first step, with these parameters."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def begun(experiment, optimizer: optax.GradientTransformation, params: dict) -> tuple[TrainState, dict]:
+    """The same, with these parameters of the model."""
+    ours, frozen = trained.split(experiment, params)
+    return TrainState(jnp.zeros((), jnp.int32), ours, optimizer.init(ours)), frozen
 
 
 def param_shardings(cfg: ModelConfig, mesh: jax.sharding.Mesh):
@@ -42,19 +47,19 @@ def param_shardings(cfg: ModelConfig, mesh: jax.sharding.Mesh):
     )
 
 
-Memory = Literal["device", "host"]
-
-
-def shardings(
-    cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, memory: Memory = "device"
-) -> TrainState:
-    """A NamedSharding for every leaf of the state; moments lie where their parameters lie. memory: of which the
-    optimizer's arrays take; its counters stay on the device."""
-    shapes, params = abstract_params(cfg), param_shardings(cfg, mesh)
+def shardings(experiment, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict]:
+    """A NamedSharding for every leaf of the state and of the frozen parameters. Moments lie where their parameters
+    lie; with experiment.optimizer_memory "host" the optimizer's arrays are in the host's memory, and its counters stay
+    on the device."""
+    state, frozen = jax.eval_shape(lambda: fresh(experiment, optimizer))
+    params, of_frozen = (
+        jax.tree.map(lambda x, names: sharding.placement(mesh, names, x.shape), shapes, names)
+        for shapes, names in zip((state.params, frozen), trained.axis_names(experiment), strict=True)
+    )
     replicated = NamedSharding(mesh, PartitionSpec())
     by_name = {
         name: (shape.shape, where)
-        for (name, shape), (_, where) in zip(named_leaves(shapes), named_leaves(params), strict=True)
+        for (name, shape), (_, where) in zip(named_leaves(state.params), named_leaves(params), strict=True)
     }
 
     def like_its_parameter(name, leaf):
@@ -66,7 +71,23 @@ def shardings(
 
     def in_memory(name, leaf):
         where = like_its_parameter(name, leaf)
-        return where.with_memory_kind("pinned_host") if memory == "host" and leaf.ndim else where
+        away = experiment.optimizer_memory == "host" and leaf.ndim
+        return where.with_memory_kind("pinned_host") if away else where
 
-    opt_state = jax.eval_shape(lambda: optimizer.init(init_params(cfg, jax.random.key(0))))
-    return TrainState(replicated, params, map_named(in_memory, opt_state))
+    return TrainState(replicated, params, map_named(in_memory, state.opt_state)), of_frozen
+
+
+def abstract(experiment, optimizer: optax.GradientTransformation, mesh) -> tuple[TrainState, dict]:
+    """The shapes of the state and of the frozen parameters, each with its place on the mesh."""
+    where = shardings(experiment, optimizer, mesh)
+    shapes = jax.eval_shape(lambda: fresh(experiment, optimizer))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where)
+
+
+def restored(experiment, optimizer: optax.GradientTransformation, mesh, restore) -> tuple[TrainState, dict]:
+    """The state of a checkpoint, and what is frozen as far as it is in there. restore: see `checkpoint.restore`; of its
+    arguments the abstract trees are missing."""
+    state, frozen = abstract(experiment, optimizer, mesh)
+    params, others = restore(trained.stored(experiment, state.params, frozen), state.rest)
+    ours, frozen = trained.of_stored(experiment, params)
+    return TrainState(others["step"], ours, others["opt_state"]), frozen

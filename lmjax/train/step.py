@@ -1,4 +1,4 @@
-"""One update: (state, batch) -> (state, metrics), compiled once, over the mesh."""
+"""One update: (state, frozen parameters, batch) -> (state, metrics), compiled once, over the mesh."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lmjax import trained
 from lmjax.compilation import fast_jit
 from lmjax.data.batch import Batch
 from lmjax.errors import UserError
@@ -41,11 +42,12 @@ def microbatches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
-def grads_and_loss(experiment, params, batch: Batch, key):
-    """Gradient of the summed objective, and the loss as sums, over all microbatches."""
+def grads_and_loss(experiment, params, frozen, batch: Batch, key):
+    """Gradient of the summed objective by the trained parameters, and the loss as sums, over all microbatches."""
 
     def part(params, batch, key):
-        loss = experiment.task.training_loss(experiment.model, params, batch, key)
+        model_params = trained.whole(experiment, params, frozen, in_training=True)
+        loss = experiment.task.training_loss(experiment.model, model_params, batch, key)
         return loss.objective, loss
 
     gradient = jax.grad(part, has_aux=True)
@@ -62,11 +64,11 @@ def grads_and_loss(experiment, params, batch: Batch, key):
     return jax.lax.scan(add, zeros, (microbatches(batch, count), jnp.arange(count)))[0]
 
 
-def update(experiment, optimizer: optax.GradientTransformation, where, state: TrainState, batch: Batch):
+def update(experiment, optimizer: optax.GradientTransformation, where, state: TrainState, frozen, batch: Batch):
     """One step of maximum likelihood. The only division by the number of tokens is here. where: for every leaf of the
     optimizer's state its sharding between steps, or None where all stay on the device."""
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
-    grads, loss = grads_and_loss(experiment, state.params, batch, key)
+    grads, loss = grads_and_loss(experiment, state.params, frozen, batch, key)
     grads = jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-30), grads)
     before = state.opt_state if where is None else on_device(state.opt_state, where)
     updates, opt_state = optimizer.update(grads, before, state.params)
@@ -84,8 +86,8 @@ def on_device(tree, where):
 
 
 def compile_step(experiment, optimizer, mesh):
-    """(state, batch) -> (state, metrics), jitted, with the state's memory handed on from step to step."""
-    where = train_state.shardings(experiment.model, optimizer, mesh, experiment.optimizer_memory)
+    """(state, frozen, batch) -> (state, metrics), jitted, with the state's memory handed on from step to step."""
+    where, frozen = train_state.shardings(experiment, optimizer, mesh)
     host = where.opt_state if experiment.optimizer_memory == "host" else None
     rows = batch_sharding(mesh)
     segments = rows if experiment.data.apart else None
@@ -93,13 +95,14 @@ def compile_step(experiment, optimizer, mesh):
     return fast_jit(
         partial(update, experiment, optimizer, host),
         donate_argnums=0,
-        in_shardings=(where, batch),
+        in_shardings=(where, frozen, batch),
         out_shardings=(where, None),
     )
 
 
 def check_split(experiment, mesh, *, here: bool = True) -> None:
-    """Raises UserError where the batch or the weights cannot be split over the mesh, or the kernel cannot run on it.
+    """Raises UserError where the batch or the weights cannot be split over the mesh, the kernel cannot run on it, or
+    what is to be frozen or adapted is not there.
     here: whether the mesh has devices that can be asked what they can do."""
     axes = [f"mesh.{axis} {mesh.shape[axis]}" for axis in RULES["batch"] if mesh.shape[axis] > 1]
     ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
@@ -117,6 +120,7 @@ def check_split(experiment, mesh, *, here: bool = True) -> None:
         check_host_memory(experiment, mesh)
         quantised.check(experiment.model.products, mesh.devices.flat[0])
     quantised.check_package(experiment.model.products)
+    trained.parts(experiment)
     # the vocabulary may not be known yet, and need not divide
     train_state.param_shardings(replace(experiment.model, vocab=experiment.model.vocab or 1), mesh)
 

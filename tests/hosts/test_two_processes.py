@@ -154,3 +154,16 @@ def test_training_starts_from_a_trained_model_on_both(folder, config, two):
         assert done.code == 0, done.err
         same_losses(folder / f"one_from_{name}", folder / f"two_from_{name}", rel=1e-6)
         assert metrics(folder / f"two_from_{name}")[0]["loss"] < metrics(two[0])[0]["loss"] - 1
+
+
+def test_an_adapter_by_two_processes_equals_one(folder, config, one):
+    """Its base is read by both, and looked for again when the run goes on."""
+    words = [f"--init_from={one}", "--adapter=LoRA", "--adapter.weights=blocks/*/kernel", "--evaluate_every=2"]
+    words += ["--schedule=Constant", "--schedule.peak=1e-2"]
+    done = alone(config, folder / "adapted_one", *words, "--steps=6")
+    assert done.code == 0, done.err
+    for steps in (4, 6):
+        done = ended(start_two(config, folder / "adapted_two", *words, f"--steps={steps}"))
+        assert [d.code for d in done] == [0, 0], [d.err for d in done]
+    assert (folder / "adapted_two" / "base.json").read_bytes() == (folder / "adapted_one" / "base.json").read_bytes()
+    same_losses(folder / "adapted_two", folder / "adapted_one", rel=1e-6)

@@ -28,7 +28,8 @@ def main():
     optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
     batch = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), abstract_batch(experiment, mesh))
     make = jax.jit(
-        lambda: train_state.fresh(cfg, optimizer, 0), out_shardings=train_state.shardings(cfg, optimizer, mesh)
+        lambda: train_state.fresh(experiment, optimizer),
+        out_shardings=train_state.shardings(experiment, optimizer, mesh),
     )
     make = make.lower().compile()
     before, highest, stop = resident(), [0], threading.Event()
@@ -40,8 +41,8 @@ def main():
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    state = make()
-    state, _ = program(state, place_batch(batch, mesh))
+    state, frozen = make()
+    state, _ = program(state, frozen, place_batch(batch, mesh))
     jax.block_until_ready(state)
     stop.set()
     watcher.join()

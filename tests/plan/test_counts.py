@@ -1,6 +1,7 @@
 """Counts against published figures and against brute force."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,12 @@ import pytest
 from lmjax import experiment as experiments
 from lmjax.models import zoo
 from lmjax.models.config import Span
+from lmjax.models.lora import LoRA
 from lmjax.models.transformer import abstract_params, hidden
 from lmjax.plan import counts, published, scaling
 from lmjax.plan.counts import PETAFLOP_DAY, flops_per_token, three_digits
+from lmjax.train.step import grads_and_loss
+from lmjax.trained import split
 from lmjax.trees import count
 from tests import tiny
 
@@ -79,13 +83,35 @@ def test_attention_counts_the_pairs_that_see_each_other(window):
 def test_work_is_what_the_compiler_counts():
     """Products of a step without a loop, which XLA's count would see once."""
     cfg = tiny.llama(layers=1, vocab=512, width=128, heads=4, kv_heads=2, context=64)
-    from lmjax.train.step import grads_and_loss
-
     experiment = tiny.experiment("unused", model=cfg, batch_size=4, microbatches=1)
-    run = jax.jit(lambda p, b: grads_and_loss(experiment, p, b, jax.random.key(0)))
-    flops = run.lower(abstract_params(cfg), tiny.batch(cfg, 4)).compile().cost_analysis()["flops"] / (4 * 64)
+    flops = compiled_flops(experiment)
     work = counts.work_per_token(cfg)
     assert 0.9 < (work.products + 2 * work.attention) / flops < 1.0
+
+
+def compiled_flops(experiment) -> float:
+    """Of a token, forward and backward, as XLA counts them."""
+    cfg, rows = experiment.model, experiment.batch_size
+    trained, frozen = jax.eval_shape(partial(split, experiment), abstract_params(cfg))
+    run = jax.jit(lambda p, f, b: grads_and_loss(experiment, p, f, b, jax.random.key(0)))
+    program = run.lower(trained, frozen, tiny.batch(cfg, rows)).compile()
+    return program.cost_analysis()["flops"] / (rows * cfg.context)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"freeze": ("blocks/feedforward/*", "unembedding")},
+        {"adapter": LoRA(rank=1, train=("embedding",)), "init_from": "base"},
+    ],
+)
+def test_freezing_saves_what_the_compiler_saves(changes):
+    cfg = tiny.llama(layers=1, vocab=512, width=128, heads=4, kv_heads=2, context=64)
+    whole = tiny.experiment("unused", model=cfg, batch_size=4, microbatches=1)
+    part = replace(whole, **changes)
+    saved = compiled_flops(whole) - compiled_flops(part)
+    assert 2 * counts.passed_by(part) == pytest.approx(saved, rel=0.1)
+    assert counts.trained_flops_per_token(whole) == counts.flops_per_token(cfg)
 
 
 @pytest.mark.parametrize(

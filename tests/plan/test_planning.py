@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from lmjax.errors import UserError
+from lmjax.models.lora import LoRA
 from lmjax.optim import AdamW, Lion, Muon
 from lmjax.plan import report
 from lmjax.plan.collectives import by_kind
@@ -49,6 +50,26 @@ def test_planned_bytes_are_the_compilers(mesh, optimizer, here):
     text = "\n".join(report.lines(made, price=2.0))
     assert f"parameters {size.params:,} bytes" in text
     assert "fits" in text
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes"),
+    [
+        ("data", {"freeze": ("embedding", "blocks/attention/*")}),
+        ("mixed", {"adapter": LoRA(weights=("blocks/*/kernel",), train=("*/scale",)), "init_from": "base"}),
+    ],
+    ids=["freeze", "adapter"],
+)
+def test_planned_bytes_are_the_compilers_where_a_part_is_trained(mesh, changes, here):
+    """Frozen parameters are arguments without moments."""
+    whole = plan(experiment(mesh=MESHES[mesh]), here)
+    made = plan(experiment(mesh=MESHES[mesh], **changes), here)
+    size = made.size
+    assert made.figures.arguments == size.params + size.optimizer + size.batch + 4
+    # two moments, and AdamW's and the schedule's number of the step
+    assert size.optimizer == 2 * size.trained + 8 < 0.9 * whole.size.optimizer
+    assert size.params - size.trained <= whole.size.params
+    assert made.roofline.compute < whole.roofline.compute
 
 
 def test_the_peak_is_what_a_process_takes():

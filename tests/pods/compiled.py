@@ -51,7 +51,7 @@ def main(folder: Path, names: list[str]):
     for name in names or EXPERIMENTS:
         made = plan(EXPERIMENTS[name], topology_of("v5p:2x2x1"))
         (folder / f"{name}.txt").write_text(made.program.as_text())
-        wanted = temporaries(made.experiment, made.mesh, made.size.params)
+        wanted = temporaries(made.experiment, made.mesh, made.size.trained)
         figures[name] = {
             "arguments": made.figures.arguments, "temporaries": made.figures.temporaries,
             "wanted": dataclasses.asdict(wanted), "total": wanted.total, "seconds": made.figures.seconds,

@@ -44,8 +44,8 @@ def test_training_follows_float32(changes):
         cfg = tiny.gpt2(products=products, **changes)
         exp = tiny.experiment("unused", model=cfg, microbatches=1)
         optimizer = transform(AdamW(), Constant(peak=3e-3), 20)
-        state, batch = train_state.fresh(cfg, optimizer, 0), tiny.batch(cfg, 8)
-        step = jax.jit(lambda state: update(exp, optimizer, None, state, batch))
+        (state, frozen), batch = train_state.fresh(exp, optimizer), tiny.batch(cfg, 8)
+        step = jax.jit(lambda state: update(exp, optimizer, None, state, frozen, batch))
         seen = []
         for _ in range(20):
             state, metrics = step(state)

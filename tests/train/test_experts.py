@@ -56,7 +56,7 @@ def test_no_device_holds_the_weights_of_all_experts():
     with jax.set_mesh(mesh):
         state, optimizer = start(exp, mesh)
         step = compile_step(exp, optimizer, mesh)
-        program = step.lower(state, place_batch(batch_of(exp, 0), mesh)).compile().as_text()
+        program = step.lower(state, {}, place_batch(batch_of(exp, 0), mesh)).compile().as_text()
     # the stack of both layers, and one layer's, in the forms of gate and down
     assert "f32[2,2,32,24]" in program
     for shape in ("[8,32,24]", "[8,24,32]", "[2,8,32,24]", "[2,8,24,32]"):

@@ -3,21 +3,23 @@
 import json
 import signal
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
-from lmjax import checkpoint
+from lmjax import checkpoint, optim
 from lmjax.data.sources import Mixture, TextFiles, Weighted
 from lmjax.errors import UserError
 from lmjax.experiment import DataConfig
 from lmjax.loaded import load_run
 from lmjax.models.config import ModelConfig
 from lmjax.optim import AdamW, Muon
-from lmjax.sharding import Mesh
+from lmjax.sharding import Mesh, build_mesh
 from lmjax.tokenizers import Bytes
 from lmjax.train import loop
+from lmjax.train import state as train_state
 from lmjax.train.report import Report
 from tests import tiny
 
@@ -73,18 +75,13 @@ def losses(directory):
 
 
 def arrays(directory):
-    """Every file content of the last checkpoint that is an array, by leaf: parameters, moments and step."""
+    """Every array of the last checkpoint: parameters, moments and step."""
     exp = load_run(directory).experiment
-    from lmjax import optim
-    from lmjax.train import state
-
-    optimizer = optim.transform(exp.optimizer, exp.schedule, exp.steps)
-    abstract = jax.eval_shape(lambda: state.fresh(exp.model, optimizer, 0))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract)
     manifest = checkpoint.newest_good(directory / "checkpoints", print)
-    params, rest = checkpoint.restore(directory / "checkpoints", manifest, abstract.params, loop.rest(abstract))
-    return [np.asarray(x) for x in jax.tree.leaves((params, rest))]
+    optimizer = optim.transform(exp.optimizer, exp.schedule, exp.steps)
+    restore = partial(checkpoint.restore, directory / "checkpoints", manifest)
+    both = train_state.restored(exp, optimizer, build_mesh(Mesh(), jax.devices()[:1]), restore)
+    return [np.asarray(x) for x in jax.tree.leaves(both)]
 
 
 def assert_same_run(a, b):

@@ -33,9 +33,9 @@ def experiment(cfg, apart=False, **changes):
 
 def start(exp, mesh):
     optimizer = optim.transform(exp.optimizer, exp.schedule, exp.steps)
-    where = train_state.shardings(exp.model, optimizer, mesh, exp.optimizer_memory)
-    make = jax.jit(lambda: train_state.fresh(exp.model, optimizer, exp.seed), out_shardings=where)
-    return make(), optimizer
+    where = train_state.shardings(exp, optimizer, mesh)
+    state, _ = jax.jit(lambda: train_state.fresh(exp, optimizer), out_shardings=where)()
+    return state, optimizer
 
 
 def train(exp, mesh_config, devices, steps, batch_of):
@@ -46,7 +46,7 @@ def train(exp, mesh_config, devices, steps, batch_of):
         step = compile_step(exp, optimizer, mesh)
         seen = []
         for index in range(steps):
-            state, metrics = step(state, place_batch(batch_of(index), mesh))
+            state, metrics = step(state, {}, place_batch(batch_of(index), mesh))
             seen.append(jax.device_get(metrics))
         assert step._cache_size() == 1
     return [float(m.loss) for m in seen], [float(m.grad_norm) for m in seen], jax.device_get(state.params)
@@ -111,7 +111,7 @@ def test_weights_and_moments_are_really_split():
 
 
 def gradients(exp, batch):
-    run = jax.jit(lambda params: grads_and_loss(exp, params, batch, jax.random.key(0)))
+    run = jax.jit(lambda params: grads_and_loss(exp, params, {}, batch, jax.random.key(0)))
     state, _ = start(exp, build_mesh(Mesh(), jax.devices()[:1]))
     grads, loss = run(state.params)
     return jax.tree.map(lambda g: g / loss.weight, grads), loss
