@@ -63,6 +63,7 @@ def parser_for(verb: str) -> Parser:
         add("--weights", default="float32", choices=kinds, help="fewer bytes to read a token (default: float32)")
     if verb == "evaluate":
         add("--text", metavar="FILE", help="plain text, or JSON lines with a `text` (default: a run's held-out text)")
+        add("--data", metavar="FILE", help="records, for a model of labels (default: a run's held-out records)")
         add("--json", metavar="FILE", help="write the figures here too")
         add("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
     if verb == "export":

@@ -7,13 +7,16 @@ from pathlib import Path
 import jax
 
 from lmjax import checkpoint, mirrors
-from lmjax.data.sources import decode, json_lines, read_bytes
+from lmjax.data.files import decode, read_bytes
+from lmjax.data.sources import json_lines
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.models import attention
-from lmjax.models.transformer import abstract_params, param_names
+from lmjax.models.packed import Weights
+from lmjax.models.packed_params import pack_params
+from lmjax.models.transformer import abstract_params, apart, param_names
 from lmjax.places import Place, Remote, place
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import placement
@@ -115,7 +118,7 @@ def load_run(path: Place | str, step: int | str | None = None, mesh: jax.shardin
 def _runnable(experiment: Experiment) -> Experiment:
     """The experiment, with another attention kernel where the run asked by name for one that this machine has not."""
     cfg = experiment.model
-    need = replace(attention.need_of(cfg, apart=experiment.data.apart), dropout=False)
+    need = replace(attention.need_of(cfg, apart=experiment.apart, length=experiment.length), dropout=False)
     if isinstance(cfg.kernel, attention.Auto) or not (reason := attention.obstacle(cfg.kernel, need)):
         return experiment
     print(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")
@@ -130,3 +133,17 @@ def read_texts(file: Place) -> list[str]:
     if ".jsonl" not in file.suffixes:
         return [content]
     return [text for _, text in json_lines(content, "text", file)]
+
+
+def needed_tokenizer(loaded: Loaded) -> Tokenizer:
+    """Raises UserError where the directory has none."""
+    if loaded.tokenizer is None:
+        raise UserError(f"{path_text(loaded.path)}: no tokenizer.json, vocab.json + merges.txt or tokenizer.model")
+    return loaded.tokenizer
+
+
+def with_weights(loaded: Loaded, weights: Weights) -> dict:
+    """The parameters with their matrices in that precision, as models/packed.py has them."""
+    if weights == "float32":
+        return loaded.params
+    return pack_params(loaded.experiment.model, apart(loaded.params), weights)

@@ -12,7 +12,7 @@ from lmjax.models.blocks import Block, Seen, stack
 from lmjax.models.cache import LayerCache
 from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Experts
-from lmjax.models.heads import MaskedHead, Pooler
+from lmjax.models.heads import MaskedHead, Outputs, Pooler
 from lmjax.models.norms import Normalise
 from lmjax.models.packed import Packed, product
 from lmjax.models.projection import contract
@@ -49,6 +49,8 @@ class Transformer(nn.Module):
             self.masked_head = MaskedHead(cfg)
         if cfg.pooler:
             self.pooler = Pooler(cfg)
+        if cfg.outputs:
+            self.outputs = Outputs(cfg)
         self.dropout = nn.Dropout(cfg.dropout, deterministic=not self.training)
         if not cfg.tied and not self.has_variable("params", "packed_unembedding"):
             self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
@@ -64,7 +66,7 @@ class Transformer(nn.Module):
     def whole(self, tokens_BT, positions_BT):
         """Every part once, which makes its parameters."""
         hidden_BTD, _, _ = self(tokens_BT, positions_BT)
-        for name in ("masked_head", "pooler"):
+        for name in ("masked_head", "pooler", "outputs"):
             if getattr(self.cfg, name):
                 getattr(self, name)(hidden_BTD)
 
@@ -110,14 +112,14 @@ def hidden(
     return hidden_BTD, cache
 
 
-def trained(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, dropout_key=None):
+def trained(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, types_BT=None, dropout_key=None):
     """(hidden_BTD, routing) as training has it: experts have a capacity, and routing is the `Routing` of all layers,
     arrays (L,); None where there are no experts. Padding (segment 0) is routed, and counted nowhere."""
     counted_BT = None
     if isinstance(cfg.feedforward, Experts):
         counted_BT = jnp.ones(tokens_BT.shape, bool) if segments_BT is None else segments_BT != 0
     hidden_BTD, _, routing = _apply(
-        cfg, params, dropout_key, tokens_BT, positions_BT, segments_BT, counted_BT=counted_BT
+        cfg, params, dropout_key, tokens_BT, positions_BT, segments_BT, types_BT, counted_BT=counted_BT
     )
     return hidden_BTD, routing
 
@@ -176,7 +178,14 @@ def masked_logits(cfg: ModelConfig, params, hidden_BTD: jax.Array) -> jax.Array:
 
 def pooled(cfg: ModelConfig, params, hidden_BTD: jax.Array) -> jax.Array:
     """(B, D), of each row's first token (cfg.pooler)."""
-    return Pooler(cfg).apply({"params": params["pooler"]}, hidden_BTD)
+    return Pooler(cfg).apply({"params": params["pooler"]}, hidden_BTD[:, 0])
+
+
+def outputs(cfg: ModelConfig, params, hidden: jax.Array) -> jax.Array:
+    """(..., D) to (..., C) in float32 (cfg.outputs), by way of the pooler where there is one."""
+    if cfg.pooler:
+        hidden = Pooler(cfg).apply({"params": params["pooler"]}, hidden)
+    return Outputs(cfg).apply({"params": params["outputs"]}, hidden)
 
 
 def logits(matrix_VD: jax.Array | Packed, hidden: jax.Array, cap: float | None) -> jax.Array:

@@ -36,7 +36,7 @@ class Temporaries:
 
 def temporaries(experiment: Experiment, mesh, params: int) -> Temporaries:
     """params: bytes of them on one device."""
-    cfg, sizes, number = experiment.model, dict(mesh.shape), 2 if experiment.model.dtype == "bfloat16" else 4
+    cfg, sizes, number = experiment.model_of_rows, dict(mesh.shape), 2 if experiment.model.dtype == "bfloat16" else 4
     ways = math.prod(sizes.values())
     blocks = _bytes(cfg, mesh, "blocks")
     gathered = number / 4 * blocks * sizes["fsdp"] * sizes["sequence"] / cfg.layers
@@ -70,7 +70,7 @@ def _bytes(cfg, mesh, part: str) -> int:
 
 def _partial_queries(experiment: Experiment, mesh, number: int) -> float:
     """Splash's backward kernel gives a gradient of the queries for each block of keys, which are then added up."""
-    cfg = experiment.model
+    cfg = experiment.model_of_rows
     if not isinstance(mesh, jax.sharding.Mesh) or not isinstance(kernel(experiment, mesh)[0], Splash):
         return 0
     blocks = cfg.context // splash.key_block(cfg.context, dict(mesh.shape)["sequence"])

@@ -10,6 +10,7 @@ import pytest
 
 from lmjax import commands
 from lmjax.data.store import stream_of
+from lmjax.data.windows import Windows
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
@@ -31,7 +32,8 @@ def score(rows, devices=1, *, apart=False, bos=False, cfg=CFG, texts=TEXTS):
     params = transformer.init_params(cfg, jax.random.key(0))
     mesh = build_mesh(Mesh(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        return held_out(exp, compile_loss(exp), params, stream_of(texts, Bytes(bos=bos).build(list)), mesh)
+        stream = stream_of(texts, Bytes(bos=bos).build(list))
+        return held_out(exp, compile_loss(exp), params, Windows(stream, exp.length, exp.apart), mesh)
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -109,7 +111,7 @@ def test_evaluate_gives_the_runs_final_loss_again(tmp_path, documents, capsys):
 
     class Options:
         context, weights = None, "float32"
-        model, step, text, json = str(moved), None, None, str(tmp_path / "out.json")
+        model, step, text, data, json = str(moved), None, None, None, str(tmp_path / "out.json")
 
     for given in (None, str(tmp_path / "tail.txt"), str(moved / "held_out.jsonl")):
         Options.text = given
