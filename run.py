@@ -81,7 +81,7 @@ def suite_options(parser: Parser) -> None:
     add = group.add_argument
     names = "multiple-choice, classification, minimal-pairs, perplexity, generation, lm-eval:TASK, lm-eval:FILE.yaml"
     add("--suite", metavar="NAME", help=names)
-    add("--data", metavar="FILE", help="the examples: JSON lines; a glob, or a directory of *.jsonl")
+    add("--data", metavar="FILE", help="the examples of a suite; records, for a model of labels (default: a run's own)")
     add("--limit", type=int, metavar="N", help="only the first N examples (of each paradigm of minimal pairs)")
     add("--shots", type=int, metavar="N", help="solved examples before each one (default: 0)")
     add("--shots_from", metavar="FILE", help="where they are drawn from (default: the other examples)")

@@ -1,6 +1,5 @@
 """The verbs of run.py. What a user can mend becomes one line on stderr and exit code 2."""
 
-import json
 import os
 import sys
 import threading
@@ -95,63 +94,34 @@ def show_data(options, changes: list[str]) -> int:
     from lmjax import experiment
     from lmjax.data.inspect import report
     from lmjax.train.prepare import prepare
+    from lmjax.train.reading import held_out_texts
 
     if options.step < 1 or options.windows < 1:
         raise UserError("--step and --windows: expected positive numbers")
     prepared = prepare(experiment.load(options.config, changes), None)
-    for line in report(prepared.batches, prepared.tokenizer, prepared.held_out_texts(), options.step, options.windows):
+    texts = held_out_texts(prepared.experiment)
+    for line in report(prepared.batches, prepared.tokenizer, texts, options.step, options.windows):
         print(line)
     return 0
 
 
 def evaluate(options, _) -> int:
-    import jax
-
-    from lmjax.data.store import stream_of
-    from lmjax.evaluate.held_out import compile_loss, held_out
+    from lmjax import evaluating
     from lmjax.evaluate.suites import OF_SUITES
-    from lmjax.loaded import check_one_stack, load_model, read_texts
-    from lmjax.sharding import Mesh, build_mesh
 
     if options.suite:
         return evaluate_suite(options)
-    if given := [name for name in OF_SUITES if getattr(options, name) is not None]:
-        raise UserError(f"--{given[0]}: expected --suite NAME too")
-    result_file = _result_file(options.json)
-    loaded = load_model(options.model, _step(options.step))
-    check_one_stack(loaded, "evaluate")
-    if not options.text and loaded.held_out is None:
-        raise UserError(f"--text FILE is needed: {options.model} is not a run, and has no held-out text of its own")
-    tokenizer = needed_tokenizer(loaded)
-    experiment = with_context(loaded.experiment, options.context)
-    texts = read_texts(place(options.text) if options.text else loaded.held_out)
-    # the batch is the run's own, so that the sums are too; devices that cannot share it stay idle
-    devices = jax.devices()
-    devices = devices if experiment.microbatch_size % len(devices) == 0 else devices[:1]
-    mesh = build_mesh(Mesh(), devices)
-    stream = stream_of(texts, tokenizer)
-    params = with_weights(loaded, options.weights)
-    params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    with jax.set_mesh(mesh):
-        result = held_out(experiment, compile_loss(experiment), params, stream, mesh)
-    after = "" if loaded.step is None else f" after step {loaded.step}"
-    print(f"{options.model}{after}: {result.tokens:,} tokens, {result.text_bytes:,} bytes")
-    print(f"protocol: {result.protocol}" + ("" if options.weights == "float32" else f", weights {options.weights}"))
-    print("  ".join(f"{name} {value:.6f}" for name, value in result.metrics().items()))
-    if result_file:
-        from lmjax.checkpoint import write_whole
-
-        write_whole(
-            result_file,
-            json.dumps({"step": loaded.step, "weights": options.weights} | result.as_dict(), indent=2) + "\n",
-        )
-    return 0
+    of_suites = [name for name in OF_SUITES if name != "data" and getattr(options, name) is not None]
+    if of_suites:
+        raise UserError(f"--{of_suites[0]}: expected --suite NAME too")
+    return evaluating.run(options, _step(options.step), _result_file(options.json))
 
 
 def evaluate_suite(options) -> int:
     from lmjax.evaluate import suites
+    from lmjax.evaluating import with_context
     from lmjax.language_model import LanguageModel
-    from lmjax.loaded import check_one_stack, load_model
+    from lmjax.loaded import check_one_stack, load_model, needed_tokenizer, with_weights
 
     if options.text:
         raise UserError("--text: a suite reads --data FILE")
@@ -159,7 +129,7 @@ def evaluate_suite(options) -> int:
     suite = suites.chosen(options)
     loaded = load_model(options.model, _step(options.step), stacked=False)
     check_one_stack(loaded, "evaluate")
-    cfg = with_context(loaded.experiment, options.context).model
+    cfg = with_context(loaded.experiment, options.context).model_of_rows
     model = LanguageModel(cfg, with_weights(loaded, options.weights), needed_tokenizer(loaded), loaded.path)
     suites.show(suites.run(suite, model), options, loaded.step, result_file)
     return 0
@@ -170,7 +140,7 @@ def generate(options, _) -> int:
 
     from lmjax.generate.beam import way
     from lmjax.generate.text import answers, continue_texts, written_for
-    from lmjax.loaded import check_one_stack, load_model
+    from lmjax.loaded import check_one_stack, load_model, needed_tokenizer, with_weights
     from lmjax.models.transformer import apart
 
     how = way(
@@ -245,41 +215,6 @@ def plan(options, changes: list[str]) -> int:
     from lmjax import planning_verb
 
     return planning_verb.run(options, changes)
-
-
-def needed_tokenizer(loaded):
-    """Raises UserError where the directory has none."""
-    if loaded.tokenizer is None:
-        raise UserError(
-            f"{path_text(loaded.path)}: no tokenizer.json, vocab.json + merges.txt, tokenizer.model or spiece.model"
-        )
-    return loaded.tokenizer
-
-
-def with_weights(loaded, weights: str):
-    """The parameters with their matrices in that precision."""
-    from lmjax.models.packed_params import pack_params
-    from lmjax.models.transformer import apart
-
-    return (
-        loaded.params if weights == "float32" else pack_params(loaded.experiment.model, apart(loaded.params), weights)
-    )
-
-
-def with_context(experiment, context: int | None):
-    """The experiment that evaluates in windows of so many tokens; None: the model's context."""
-    from dataclasses import replace
-
-    from lmjax.models.positions import Learned
-
-    model = experiment.model
-    if context is None:
-        return experiment
-    if not 2 <= context <= model.context:
-        raise UserError(f"--context {context}: expected 2 to {model.context}, the model's own context")
-    if isinstance(model.positions, Learned) or isinstance(experiment.task.loss_chunk, int):
-        raise UserError(f"--context {context}: this model is evaluated in windows of its own context, {model.context}")
-    return replace(experiment, model=replace(model, context=context))
 
 
 def _local(option: str, text: str) -> Path:

@@ -9,26 +9,33 @@ from pathlib import Path
 from typing import Literal
 
 from lmjax import configs
-from lmjax.data.sources import AnySource, PythonLibrary
+from lmjax.data.mixture import AnySource
+from lmjax.data.sources import PythonLibrary
 from lmjax.errors import UserError, path_text
 from lmjax.models.config import ModelConfig
 from lmjax.models.lora import LoRA
 from lmjax.optim import AdamW, AnySchedule, Cosine, Optimizer, check
 from lmjax.sharding import Mesh
+from lmjax.tasks.any_task import AnyTask
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tokenizers import SentencePiece, TokenizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """documents: "joined" lets attention run across documents within a window, "apart" keeps it inside each."""
+    """documents: "joined" lets attention run across documents within a window, "apart" keeps it inside each; examples
+    of a task are always apart. length: tokens of a row; None: the model's context. source_length: of a row that an
+    encoder reads; None: as length."""
 
     source: AnySource = PythonLibrary()
     documents: Literal["joined", "apart"] = "joined"
+    length: int | None = None
+    source_length: int | None = None
 
-    @property
-    def apart(self) -> bool:
-        return self.documents == "apart"
+    def __post_init__(self):
+        for name in ("length", "source_length"):
+            if getattr(self, name) is not None and getattr(self, name) < 2:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,7 @@ class Experiment:
     name: str
     model: ModelConfig
     seed: int = 0
-    task: CausalLM = CausalLM()
+    task: AnyTask = CausalLM()
     tokenizer: TokenizerConfig = SentencePiece()
     data: DataConfig = DataConfig()
     optimizer: Optimizer = AdamW()
@@ -97,35 +104,70 @@ class Experiment:
             raise ValueError(f"name is {self.name!r}; expected a name for a directory, without slashes")
         if self.batch_size % self.microbatches:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of microbatches {self.microbatches}")
-        if not self.model.causal:
-            raise ValueError(
-                "model.causal is False: a token that sees those after it need not be predicted from before"
-            )
+        for name in ("length", "source_length"):
+            if (getattr(self.data, name) or 0) > self.model.context:
+                raise ValueError(
+                    f"data.{name} {getattr(self.data, name)} is more than model.context {self.model.context}"
+                )
+        self.task.check(self.model)
         check(self.optimizer)
         if self.adapter is not None and self.init_from is None:
             raise ValueError("adapter needs init_from, the model that is adapted")
         if self.adapter is not None and self.freeze:
             raise ValueError("freeze: with an adapter all but it is frozen; adapter.train says what is not")
-        chunk = self.task.loss_chunk
-        if isinstance(chunk, int) and chunk < self.model.context and self.model.context % chunk:
-            raise ValueError(f"model.context {self.model.context} is not a multiple of task.loss_chunk {chunk}")
+        chunk = getattr(self.task, "loss_chunk", None)
+        if isinstance(chunk, int) and chunk < self.length and self.length % chunk:
+            raise ValueError(f"rows of {self.length} tokens are not a multiple of task.loss_chunk {chunk}")
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.data.length or self.model.context
+
+    @property
+    def source_length(self) -> int:
+        """Tokens of a row that an encoder reads."""
+        return self.data.source_length or self.length
+
+    @property
+    def model_of_rows(self) -> ModelConfig:
+        """The model with the length of its rows as its context: what the work and memory of a step follow from."""
+        return replace(self.model, context=self.length)
+
+    @property
+    def apart(self) -> bool:
+        """Whether attention stays inside each document or example."""
+        return self.task.on_records or self.data.documents == "apart"
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.length
 
     @property
     def tokens(self) -> int:
         """Tokens read over the whole run."""
-        return self.steps * self.batch_size * self.model.context
+        return self.steps * self.tokens_per_step
+
+    def loss_chunk(self) -> int:
+        """How many places of a row have their loss computed at one time, on the mesh in use."""
+        chunk = self.task.chunk(self.microbatch_size, self.length, self.model.vocab)
+        return self.length if chunk is None else min(chunk, self.length)
 
     @property
     def microbatch_size(self) -> int:
         """Rows that are computed at one time, over all devices."""
         return self.batch_size // self.microbatches
 
+    def with_task(self, task: AnyTask) -> "Experiment":
+        """With this task, and a head of the model that has its outputs."""
+        return replace(self, task=task, model=replace(self.model, outputs=task.outputs))
+
     def with_vocab(self, tokenizer_size: int) -> "Experiment":
         """With the model's vocabulary filled in. Raises UserError where the tokenizer's does not fit."""
         vocab = self.model.vocab or tokenizer_size
         if vocab < tokenizer_size:
             raise UserError(f"model.vocab {vocab} is smaller than the tokenizer's {tokenizer_size} ids")
-        return replace(self, model=replace(self.model, vocab=vocab))
+        return replace(self, model=replace(self.model, vocab=vocab)).with_task(self.task)
 
 
 @contextmanager

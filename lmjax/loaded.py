@@ -10,14 +10,17 @@ from pathlib import Path
 import jax
 
 from lmjax import checkpoint, hosts, mirrors, trained
-from lmjax.data.sources import decode, json_lines, read_bytes
+from lmjax.data.files import decode, read_bytes
+from lmjax.data.sources import json_lines
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
 from lmjax.interop import peft
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.models import attention
-from lmjax.models.transformer import abstract_params
+from lmjax.models.packed import Weights
+from lmjax.models.packed_params import pack_params
+from lmjax.models.transformer import abstract_params, apart
 from lmjax.places import Place, Remote, place
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import placement
@@ -201,7 +204,7 @@ def check_one_stack(loaded: Loaded, verb: str) -> None:
 def _runnable(experiment: Experiment) -> Experiment:
     """The experiment, with another attention kernel where the run asked by name for one that this machine has not."""
     cfg = experiment.model
-    need = replace(attention.need_of(cfg, apart=experiment.data.apart), dropout=False)
+    need = replace(attention.need_of(cfg, apart=experiment.apart, length=experiment.length), dropout=False)
     if isinstance(cfg.kernel, attention.Auto) or not (reason := attention.obstacle(cfg.kernel, need)):
         return experiment
     print(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")
@@ -216,3 +219,19 @@ def read_texts(file: Place) -> list[str]:
     if ".jsonl" not in file.suffixes:
         return [content]
     return [text for _, text in json_lines(content, "text", file)]
+
+
+def needed_tokenizer(loaded: Loaded) -> Tokenizer:
+    """Raises UserError where the directory has none."""
+    if loaded.tokenizer is None:
+        raise UserError(
+            f"{path_text(loaded.path)}: no tokenizer.json, vocab.json + merges.txt, tokenizer.model or spiece.model"
+        )
+    return loaded.tokenizer
+
+
+def with_weights(loaded: Loaded, weights: Weights) -> dict:
+    """The parameters with their matrices in that precision, as models/packed.py has them."""
+    if weights == "float32":
+        return loaded.params
+    return pack_params(loaded.experiment.model, apart(loaded.params), weights)

@@ -85,7 +85,7 @@ def show_search(experiment, topology) -> None:
         return
     size = best.experiment.batch_size
     print(
-        f"--batch_size={size}: {size * best.experiment.model.context:,} tokens a step, "
+        f"--batch_size={size}: {size * best.experiment.length:,} tokens a step, "
         f"{best.tokens_per_second:,.0f} tokens/s at best"
     )
 

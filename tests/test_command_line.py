@@ -77,7 +77,7 @@ def fails(words, capsys, folder=None):
         (["--optimizer=Adam"], "'Adam' is not one of AdamW | Adafactor | Lion | Muon; did you mean 'AdamW'?"),
         (["--model.heads=3"], "width 16 is not a multiple of heads 3"),
         (["--microbatches=3"], "batch_size 16 is not a multiple of microbatches 3"),
-        (["--task.loss_chunk=7"], "model.context 16 is not a multiple of task.loss_chunk 7"),
+        (["--task.loss_chunk=7"], "rows of 16 tokens are not a multiple of task.loss_chunk 7"),
         (["--batch_size=6", "--microbatches=1"], "6 rows cannot be shared by 8 devices (mesh.data 8)"),
         (["--mesh.fsdp=3"], "mesh: data rest x fsdp 3 does not fit 8 device(s)"),
         (["--mesh.tensor=4", "--mesh.data=2"], "heads of size 2 cannot be split 4 ways"),
@@ -86,7 +86,7 @@ def fails(words, capsys, folder=None):
         (["--model.vocab=200"], "model.vocab 200 is smaller than the tokenizer's 258 ids"),
         (["--data.source.path=nope.txt"], "data.source.path: nope.txt: no such file"),
         (["--data.source.path=empty.txt"], "empty.txt"),
-        (["--data.source.path=short.txt"], "short.txt: the training text has 9 tokens; a window of model.context 16 needs 17"),
+        (["--data.source.path=short.txt"], "short.txt: the training text has 9 tokens; a window of 16 (model.context, or data.length) needs 17"),
         (["--data.source.path=latin.txt"], "latin.txt: not UTF-8 at byte 4 (0xe9)"),
         (["--data.source=JsonLines", "--data.source.path=bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["--tokenizer=HuggingFace", "--tokenizer.path=nope"], "nope: expected a tokenizer.json, or a directory"),
@@ -156,7 +156,7 @@ def test_mistakes_before_any_experiment(place, capsys):
         (["evaluate", "--text", "nope.txt"], "--text nope.txt: no such file"),
         (["evaluate", "--text", "latin.txt"], "latin.txt: not UTF-8 at byte 0"),
         (["evaluate", "--text", "empty.txt"], "scoring needs at least 2"),
-        (["evaluate", "--text", "bad.jsonl"], "bad.jsonl:1: expected an object with a text in 'text'"),
+        (["evaluate", "--text", "bad.jsonl"], "bad.jsonl:1: no field 'text'; it has 'body'"),
     ],
 )
 def test_mistakes_with_a_trained_model(words, message, trained, place, capsys):

@@ -1,44 +1,71 @@
 """The batch of a step: a pure function of (experiment, step).
 
-Each source is shuffled anew in every pass by a seeded bijection, and passes follow one another without end; a
-mixture takes windows of its parts by deterministic weights. Position i of the resulting endless list is row
+Rows of each source are shuffled anew in every pass by a seeded bijection, and passes follow one another without end; a
+mixture takes rows of its parts by deterministic weights. Position i of the resulting endless list is row
 i mod B of step i / B + 1, so any step is found in constant time, on any number of hosts, devices and threads.
 """
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import grain
+import jax
 import numpy as np
 
-from lmjax.data import windows
 from lmjax.data.batch import Batch
-from lmjax.data.store import TokenStream
 
 READ_AHEAD = 4
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a row comes from: the number of its source, and the token at which its window starts."""
+    """Where a row comes from: the number of its source, and its place there: the token at which a window starts, or
+    the number of a row of packed examples."""
 
     part: int
     start: int
 
 
-class Batches:
-    """batches[step] for step = 1, 2, ...: `addresses(step)` says which windows, [] reads them, `part` some of them."""
+class Rows(Protocol):
+    """Rows of one length, by address: windows onto a text (data/windows.py), or packed examples (data/packing.py)."""
 
-    def __init__(self, streams: list[tuple[TokenStream, float]], *, length: int, rows: int, seed: int, apart: bool):
-        self.streams = [stream for stream, _ in streams]
-        self.length, self.rows, self.apart = length, rows, apart
-        weights = [weight for _, weight in streams]
-        parts = [
-            _endless_windows(number, stream, length, np.random.SeedSequence([seed, number]))
-            for number, stream in enumerate(self.streams)
-        ]
-        self._list = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+    length: int
+    # UTF-8 bytes of all that is read, where it is one text
+    text_bytes: int | None
+
+    def obstacle(self) -> str | None:
+        """Why there is nothing here to evaluate, or None."""
+
+    def protocol(self) -> str:
+        """How these rows are read, in words."""
+
+    def endless(self, order_seed: int, shift_seed: int) -> grain.MapDataset:
+        """The places of all rows, pass after pass, each in another order."""
+
+    def read(self, starts_B: np.ndarray) -> Batch:
+        """The rows at these places."""
+
+    def in_order(self, rows: int, part: np.ndarray | None = None) -> Iterator[Batch]:
+        """Every row once, so many at a time, the last batch filled up with padding. part: which rows of each batch are
+        read; None: all."""
+
+
+# changes a batch by the numbers of its rows in all that is ever read, such as by masking tokens
+Change = Callable[[Batch, np.ndarray], Batch]
+
+
+class Batches:
+    """batches[step] for step = 1, 2, ...: `addresses(step)` says which rows, [] reads them, `part` some of them."""
+
+    def __init__(self, parts: list[tuple[Rows, float]], *, rows: int, seed: int, change: Change | None = None):
+        self.parts = [part for part, _ in parts]
+        self.length, self.rows, self.change = self.parts[0].length, rows, change
+        endless = [_addresses(number, part, seed) for number, part in enumerate(self.parts)]
+        weights = [weight for _, weight in parts]
+        self._list = endless[0] if len(parts) == 1 else grain.MapDataset.mix(endless, weights)
 
     def addresses(self, step: int) -> list[Address]:
         return self._addresses(step, np.arange(self.rows))
@@ -51,23 +78,18 @@ class Batches:
 
     def part(self, step: int, rows: np.ndarray) -> Batch:
         """These rows of a step's batch; nothing else is read."""
-        addresses = self._addresses(step, rows)
-        if len(self.streams) == 1:
-            return self._read(0, addresses)
+        batch = self._read(self._addresses(step, rows))
+        return batch if self.change is None else self.change(batch, (step - 1) * self.rows + rows)
+
+    def _read(self, addresses: list[Address]) -> Batch:
         numbers = np.array([address.part for address in addresses])
-        pieces = {part: self._read(part, [a for a in addresses if a.part == part]) for part in np.unique(numbers)}
-        rows_of = {part: iter(range(len(rows))) for part in pieces}
-        order = [(part, next(rows_of[part])) for part in numbers]
-
-        def interleave(name):
-            fields = {part: getattr(piece, name) for part, piece in pieces.items()}
-            return None if fields[numbers[0]] is None else np.stack([fields[part][row] for part, row in order])
-
-        return Batch(**{name: interleave(name) for name in Batch.__dataclass_fields__})
-
-    def _read(self, part: int, addresses: list[Address]) -> Batch:
         starts = np.array([address.start for address in addresses])
-        return windows.read(self.streams[part], starts, self.length, apart=self.apart)
+        if len(self.parts) == 1:
+            return self.parts[0].read(starts)
+        pieces = [self.parts[number].read(starts[numbers == number]) for number in np.unique(numbers)]
+        # pieces are sorted by their source; this puts each row where it belongs
+        where = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
+        return jax.tree.map(lambda *fields: np.concatenate(fields)[where], *pieces)
 
     def ahead(self, first: int, last: int, prepare=lambda batch: batch, rows: np.ndarray | None = None):
         """(step, prepare(batch)) for these steps, made by a thread a few steps ahead: the device never waits. rows:
@@ -85,17 +107,6 @@ class Batches:
                 yield step, batch.result()
 
 
-def _endless_windows(part: int, stream: TokenStream, length: int, seed: np.random.SeedSequence):
-    """Addresses of the full windows of a stream: each once a pass, every pass in another order and moved by
-    another shift, so that a token is not always at the same place of its window."""
-    full = (stream.size - 1) // length
-    # one window fewer leaves room to shift; a short text cannot spare it
-    full -= full >= 16
-    room = stream.size - 1 - full * length
-    order_seed, shift_seed = (int(word) for word in seed.generate_state(2))
-
-    def address(index: int, window: int) -> Address:
-        shift = np.random.default_rng([shift_seed, index // full]).integers(room + 1) if room else 0
-        return Address(part, int(shift) + window * length)
-
-    return grain.MapDataset.range(full).seed(order_seed).shuffle().repeat().map_with_index(address)
+def _addresses(number: int, part: Rows, seed: int):
+    seeds = np.random.SeedSequence([seed, number]).generate_state(2)
+    return part.endless(*map(int, seeds)).map(lambda start: Address(number, int(start)))

@@ -7,10 +7,64 @@ Documents may be kept apart: then a token sees only its own document, positions 
 and each window, and a target in another document than its input weighs nothing.
 """
 
+from dataclasses import dataclass
+
+import grain
 import numpy as np
 
 from lmjax.data.batch import Batch
 from lmjax.data.store import TokenStream
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All windows of a stream, as `batches.Rows`: a row is known by the token at which its window starts."""
+
+    stream: TokenStream
+    length: int
+    apart: bool
+
+    @property
+    def text_bytes(self) -> int:
+        return self.stream.text_bytes
+
+    def obstacle(self) -> str | None:
+        """Why there is nothing here to evaluate."""
+        if count(self.stream, self.length) and self.stream.text_bytes:
+            return None
+        return f"the text to evaluate has {self.stream.size} token(s); scoring needs at least 2, and some text"
+
+    def protocol(self) -> str:
+        start = f"first token of {'each document' if self.apart else 'the text'} not scored"
+        if self.stream.bos is not None:
+            start = "BOS before each document, not scored"
+        documents = "apart" if self.apart else "joined"
+        return f"context {self.length}, stride {self.length} (no overlap), {start}, documents {documents}"
+
+    def endless(self, order_seed: int, shift_seed: int) -> grain.MapDataset:
+        """Full windows: each once a pass, every pass in another order and moved by another shift, so that a token is
+        not always at the same place of its window."""
+        full = (self.stream.size - 1) // self.length
+        # one window fewer leaves room to shift; a short text cannot spare it
+        full -= full >= 16
+        room = self.stream.size - 1 - full * self.length
+
+        def start(index: int, window: int) -> int:
+            shift = np.random.default_rng([shift_seed, index // full]).integers(room + 1) if room else 0
+            return int(shift) + window * self.length
+
+        return grain.MapDataset.range(full).seed(order_seed).shuffle().repeat().map_with_index(start)
+
+    def read(self, starts_B: np.ndarray) -> Batch:
+        return read(self.stream, starts_B, self.length, apart=self.apart)
+
+    def in_order(self, rows: int, part: np.ndarray | None = None):
+        """All windows that hold a target; rows beyond the last window are padding."""
+        total, part = count(self.stream, self.length), np.arange(rows) if part is None else part
+        for first in range(0, total, rows):
+            starts = (first + part) * self.length
+            starts[first + part >= total] = self.stream.size
+            yield self.read(starts)
 
 
 def count(stream: TokenStream, length: int) -> int:
@@ -44,13 +98,3 @@ def read(stream: TokenStream, starts_B: np.ndarray, length: int, *, apart: bool)
         targets_BT=np.ascontiguousarray(ids_BS[:, 1:]),
         weights_BT=weights_BT.astype(np.float32),
     )
-
-
-def held_out_batches(stream: TokenStream, length: int, rows: int, *, apart: bool, part: np.ndarray | None = None):
-    """All windows in order, `rows` at a time; rows beyond the last window are padding. part: which rows of each batch
-    are read; None: all."""
-    total, part = count(stream, length), np.arange(rows) if part is None else part
-    for first in range(0, total, rows):
-        starts = (first + part) * length
-        starts[first + part >= total] = stream.size
-        yield read(stream, starts, length, apart=apart)

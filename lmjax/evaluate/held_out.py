@@ -1,7 +1,7 @@
-"""The likelihood of a held-out text, exactly: every token once, sums first, one division at the end.
+"""The likelihood of what is held out, exactly: every token or label once, sums first, one division at the end.
 
-Protocol: the text is read in windows of the model's own context that do not overlap, so a token is predicted
-from at most `context` tokens before it in its window. The first token of a text has nothing before it and is not
+Protocol of a text: it is read in windows of the length that training has, which do not overlap, so a token is predicted
+from at most so many tokens before it in its window. The first token of a text has nothing before it and is not
 scored, unless the tokenizer's policy puts BOS there.
 """
 
@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from lmjax.compilation import fast_jit
-from lmjax.data.store import TokenStream
-from lmjax.data.windows import count, held_out_batches
+from lmjax.data.batches import Change, Rows
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
 from lmjax.sharding import local_rows, place_batch
@@ -21,16 +20,18 @@ from lmjax.sharding import local_rows, place_batch
 
 @dataclass(frozen=True)
 class HeldOut:
-    """nats: sum over the scored tokens. tokens: how many these are. text_bytes: UTF-8 bytes of the whole text."""
+    """nats: sum over what is scored. tokens: how many tokens, or labels, these are. text_bytes: UTF-8 bytes of the
+    whole text, where it is one. correct: how many predictions are right, where the task counts them."""
 
     nats: float
     tokens: int
-    text_bytes: int
+    text_bytes: int | None
     protocol: str
+    correct: int | None = None
 
     @property
     def eval_loss(self) -> float:
-        """Nats a token."""
+        """Nats a token, or a label."""
         return self.nats / self.tokens
 
     @property
@@ -42,11 +43,19 @@ class HeldOut:
         """All bits over all bytes of the text: comparable between tokenizers, and with a file compressor."""
         return self.nats / math.log(2) / self.text_bytes
 
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.tokens
+
     def metrics(self) -> dict[str, float]:
-        return {"eval_loss": self.eval_loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+        figures = {"eval_loss": self.eval_loss}
+        if self.correct is not None:
+            return figures | {"accuracy": self.accuracy}
+        figures["perplexity"] = self.perplexity
+        return figures if self.text_bytes is None else figures | {"bits_per_byte": self.bits_per_byte}
 
     def as_dict(self) -> dict:
-        return self.metrics() | asdict(self)
+        return self.metrics() | {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def compile_loss(experiment: Experiment):
@@ -54,26 +63,27 @@ def compile_loss(experiment: Experiment):
     return fast_jit(lambda params, batch: experiment.task.held_out_loss(experiment.model, params, batch))
 
 
-def held_out(experiment: Experiment, loss_of, params, stream: TokenStream, mesh: jax.sharding.Mesh) -> HeldOut:
-    """Score a stream; `loss_of` comes from `compile_loss`. Raises UserError where there is nothing to score."""
-    length, apart = experiment.model.context, experiment.data.apart
-    if count(stream, length) == 0 or stream.text_bytes == 0:
-        raise UserError(f"the text to evaluate has {stream.size} token(s); scoring needs at least 2, and some text")
+def held_out(
+    experiment: Experiment, loss_of, params, read: Rows, mesh: jax.sharding.Mesh, change: Change | None = None
+) -> HeldOut:
+    """Score all rows; `loss_of` comes from `compile_loss`. change: what the task makes of a batch before it is read.
+    Raises UserError where there is nothing to score."""
+    if reason := read.obstacle():
+        raise UserError(reason)
     rows = experiment.microbatch_size
-    batches = held_out_batches(stream, length, rows, apart=apart, part=local_rows(mesh, rows))
+    part = local_rows(mesh, rows)
     # all batches are sent before the first result is asked for
-    losses = [loss_of(params, place_batch(batch, mesh, rows)) for batch in batches]
+    losses = []
+    for index, batch in enumerate(read.in_order(rows, part)):
+        batch = batch if change is None else change(batch, index * rows + part)
+        losses.append(loss_of(params, place_batch(batch, mesh, rows)))
     losses = jax.device_get(losses)
     # float64: a float32 sum of a million losses loses the fourth digit
     nats = float(np.sum([loss.total for loss in losses], dtype=np.float64))
     tokens = round(float(np.sum([loss.weight for loss in losses], dtype=np.float64)))
     if tokens == 0:
-        raise UserError(f"the text to evaluate has {stream.size} tokens, and none that follows another in its document")
-    return HeldOut(nats, tokens, stream.text_bytes, protocol(length, stream, apart))
-
-
-def protocol(length: int, stream: TokenStream, apart: bool) -> str:
-    start = f"first token of {'each document' if apart else 'the text'} not scored"
-    if stream.bos is not None:
-        start = "BOS before each document, not scored"
-    return f"context {length}, stride {length} (no overlap), {start}, documents {'apart' if apart else 'joined'}"
+        raise UserError("what is to be evaluated has no token that follows another in its document")
+    correct = None
+    if losses[0].correct is not None:
+        correct = round(float(np.sum([loss.correct for loss in losses], dtype=np.float64)))
+    return HeldOut(nats, tokens, read.text_bytes, read.protocol(), correct)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lmjax.data.sources import decode, matching, read_all
+from lmjax.data.files import decode, matching, read_all
 from lmjax.errors import UserError, path_text
 from lmjax.places import Place, place
 

@@ -5,7 +5,7 @@ window only the last `window` of these, its own included. Heads: N for queries, 
 queries share a key (arXiv:2305.13245).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import jax
@@ -87,12 +87,12 @@ def platform() -> str:
     return "gpu" if is_cuda and float(capability) >= 8 else f"{device.device_kind} {capability}"
 
 
-def need_of(cfg: "ModelConfig", *, apart: bool) -> Need:
-    """What training this model asks for, on the mesh in use."""
+def need_of(cfg: "ModelConfig", *, apart: bool, length: int) -> Need:
+    """What training this model on rows of this length asks for, on the mesh in use."""
     return Need(
         platform=platform(),
         dtype=cfg.dtype,
-        length=cfg.context,
+        length=length,
         head_width=cfg.head_width,
         segments=apart,
         dropout=cfg.dropout > 0,
@@ -163,7 +163,7 @@ def scale_of(cfg: "ModelConfig", layer, dtype) -> float | jax.Array:
 
 def names_its_output(cfg: "ModelConfig", length: int) -> bool:
     """Whether the kernel that trains this model has put its output under a name of its own (`splash.SAVED`)."""
-    need = replace(need_of(cfg, apart=False), length=length)
+    need = need_of(cfg, apart=False, length=length)
     return isinstance(cfg.kernel, Auto | Splash) and obstacle(Splash(), need) is None
 
 

@@ -36,7 +36,8 @@ class ModelConfig:
     2.3), and a norm after the last block; False: norm(x + f(x)) (arXiv:1706.03762, section 3.1). embedding_norm: the
     sum of embeddings is normalised (BERT). token_types: how many there are, each with an embedding of its own (BERT's
     sentences A and B); 0: none. masked_head: the activation of the layer that stands before the unembedding for
-    predicting masked tokens; pooler: a layer over the first token (BERT, arXiv:1810.04805; models/heads.py).
+    predicting masked tokens; pooler: a layer over the first token (BERT, arXiv:1810.04805; models/heads.py). outputs:
+    of a linear layer on hidden vectors, behind the pooler where there is one, as the task needs them; 0: there is none.
 
     pattern: what each layer's attention sees, repeated over the layers: (Span(window=4096), Span()) alternates.
     out_bias: of the projection after attention; None: as bias, which is that of queries, keys and values.
@@ -83,6 +84,7 @@ class ModelConfig:
     token_types: int = 0
     masked_head: Activation | None = None
     pooler: bool = False
+    outputs: int = 0
     score_scale: float | None = None
     scale_by_layer: bool = False
     score_cap: float | None = None
@@ -128,8 +130,9 @@ class ModelConfig:
         if not self.norm_first and (self.parallel or self.post_norms):
             raise ValueError("norm_first is False; expected parallel and post_norms to be False too")
         self._check_encoder()
-        if self.token_types < 0:
-            raise ValueError(f"token_types is {self.token_types}; expected 0 or more")
+        for name in ("token_types", "outputs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if self.masked_head and self.logit_cap is not None:
             raise ValueError("masked_head has no logit_cap")
         for name in ("score_scale", "score_cap", "logit_cap"):

@@ -1,4 +1,5 @@
-"""What an encoder puts on its hidden vectors (BERT, arXiv:1810.04805, sections 3 and A.1)."""
+"""What stands on hidden vectors beside the unembedding: of an encoder (BERT, arXiv:1810.04805, sections 3 and A.1), and
+of any model that is to label texts."""
 
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,25 @@ class MaskedHead(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh(x_0 W + b) of a row's first token."""
+    """tanh(x W + b), of a text's first token."""
 
     cfg: "ModelConfig"
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """(B, T, D) to (B, D)."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) to (..., D)."""
         cfg = self.cfg
-        return jnp.tanh(Projection((cfg.width,), ("embed",), (None,), cfg.init_std, True, name="dense")(x_BTD[:, 0]))
+        return jnp.tanh(Projection((cfg.width,), ("embed",), (None,), cfg.init_std, True, name="dense")(x))
+
+
+class Outputs(nn.Module):
+    """x W + b to cfg.outputs numbers in float32. A causal model has no b, as transformers' heads of such models."""
+
+    cfg: "ModelConfig"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) to (..., C)."""
+        cfg = self.cfg
+        dense = Projection((cfg.outputs,), ("embed",), (None,), cfg.init_std, not cfg.causal, name="dense")
+        return dense(x).astype(jnp.float32)

@@ -15,7 +15,7 @@ from lmjax.models.cache import LayerCache, slots
 from lmjax.models.config import ModelConfig
 from lmjax.models.cross_attention import CrossAttentionLayer, Source
 from lmjax.models.feedforward import Experts
-from lmjax.models.heads import MaskedHead, Pooler
+from lmjax.models.heads import MaskedHead, Outputs, Pooler
 from lmjax.models.lora import is_adapted
 from lmjax.models.norms import Normalise
 from lmjax.models.packed import Packed, product
@@ -57,6 +57,8 @@ class Transformer(nn.Module):
             self.masked_head = MaskedHead(cfg)
         if cfg.pooler:
             self.pooler = Pooler(cfg)
+        if cfg.outputs:
+            self.outputs = Outputs(cfg)
         self.dropout = nn.Dropout(cfg.dropout, deterministic=not self.training)
         if not cfg.tied and not self.has_variable("params", "packed_unembedding"):
             self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
@@ -74,7 +76,7 @@ class Transformer(nn.Module):
         """Every part once, which makes its parameters."""
         source = Source(jnp.zeros((1, 1, self.cfg.width), self.cfg.dtype)) if self.cfg.encoder_layers else None
         hidden_BTD, _, _ = self(tokens_BT, positions_BT, source=source)
-        for name in ("masked_head", "pooler"):
+        for name in ("masked_head", "pooler", "outputs"):
             if getattr(self.cfg, name):
                 getattr(self, name)(hidden_BTD)
 
@@ -176,8 +178,8 @@ def _check_source(cfg: ModelConfig, source: Source | None, cache) -> None:
 
 
 def trained(
-    cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, source: Source | None = None,
-    dropout_key=None,
+    cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, types_BT=None,
+    source: Source | None = None, dropout_key=None,
 ):  # fmt: skip
     """(hidden_BTD, routing) as training has it: experts have a capacity, and routing is the `Routing` of all layers,
     arrays (L,); None where there are no experts. Padding (segment 0) is routed, and counted nowhere."""
@@ -186,7 +188,7 @@ def trained(
     if isinstance(cfg.feedforward, Experts):
         counted_BT = jnp.ones(tokens_BT.shape, bool) if segments_BT is None else segments_BT != 0
     hidden_BTD, _, routing = _apply(
-        cfg, params, dropout_key, tokens_BT, positions_BT, segments_BT, source=source, counted_BT=counted_BT
+        cfg, params, dropout_key, tokens_BT, positions_BT, segments_BT, types_BT, source=source, counted_BT=counted_BT
     )
     return hidden_BTD, routing
 
@@ -248,7 +250,14 @@ def masked_logits(cfg: ModelConfig, params, hidden_BTD: jax.Array) -> jax.Array:
 
 def pooled(cfg: ModelConfig, params, hidden_BTD: jax.Array) -> jax.Array:
     """(B, D), of each row's first token (cfg.pooler)."""
-    return Pooler(cfg).apply({"params": params["pooler"]}, hidden_BTD)
+    return Pooler(cfg).apply({"params": params["pooler"]}, hidden_BTD[:, 0])
+
+
+def outputs(cfg: ModelConfig, params, hidden: jax.Array) -> jax.Array:
+    """(..., D) to (..., C) in float32 (cfg.outputs), by way of the pooler where there is one."""
+    if cfg.pooler:
+        hidden = Pooler(cfg).apply({"params": params["pooler"]}, hidden)
+    return Outputs(cfg).apply({"params": params["outputs"]}, hidden)
 
 
 def logits(matrix_VD: jax.Array | Packed, hidden: jax.Array, cap: float | None) -> jax.Array:

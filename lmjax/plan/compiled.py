@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from lmjax import optim
-from lmjax.data.batch import Batch
+from lmjax.data.batch import Batch, SourceBatch
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
 from lmjax.plan.collectives import Collective, collectives
@@ -61,11 +61,15 @@ def abstract_batch(experiment: Experiment, mesh) -> Batch:
     """The shapes of one step's batch."""
     rows = batch_sharding(mesh)
 
-    def field(dtype):
-        return jax.ShapeDtypeStruct((experiment.batch_size, experiment.model.context), dtype, sharding=rows)
+    def field(length, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct((experiment.batch_size, length), dtype, sharding=rows)
 
-    ids = field(jnp.int32)
-    return Batch(ids, ids, ids if experiment.data.apart else None, ids, field(jnp.float32))
+    task, ids = experiment.task, field(experiment.length)
+    return Batch(
+        tokens_BT=ids, positions_BT=ids, segments_BT=ids if experiment.apart else None, targets_BT=ids,
+        weights_BT=field(experiment.length, jnp.float32), types_BT=ids if task.has_types else None,
+        source=SourceBatch(*3 * [field(experiment.source_length)]) if task.has_source else None,
+    )  # fmt: skip
 
 
 def bytes_on_device(tree) -> int:

@@ -78,7 +78,7 @@ def graded_share(experiment: Experiment) -> float:
 
 def trained_flops_per_token(experiment: Experiment) -> float:
     """`flops_per_token` without the gradients that freezing saves: 2 for each parameter that is passed by."""
-    return flops_per_token(experiment.model) - 2 * passed_by(experiment)
+    return flops_per_token(experiment.model_of_rows) - 2 * passed_by(experiment)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def kept_activations(experiment: Experiment) -> float:
     policy (ModelConfig): of each block its input; what attention gave, with its softmax's sums in float32; what the
     matrix products with weights gave, where something is computed from it (of the last one nothing is; the products
     of experts are batched or ragged, and come again); and without remat what goes into each product."""
-    cfg = experiment.model
+    cfg = experiment.model_of_rows
     size = 2 if cfg.dtype == "bfloat16" else 4
     gated, experts = not isinstance(cfg.feedforward, Dense), isinstance(cfg.feedforward, Experts)
     heads = (cfg.heads + 2 * cfg.n_kv_heads) * cfg.head_width

@@ -39,7 +39,7 @@ class Temporaries:
 
 def temporaries(experiment: Experiment, mesh, trained: int) -> Temporaries:
     """trained: bytes of the trained parameters on one device."""
-    cfg, sizes, number = experiment.model, dict(mesh.shape), 2 if experiment.model.dtype == "bfloat16" else 4
+    cfg, sizes, number = experiment.model_of_rows, dict(mesh.shape), 2 if experiment.model.dtype == "bfloat16" else 4
     ways = math.prod(sizes.values())
     blocks = _bytes(cfg, mesh, "blocks")
     gathered = number / 4 * blocks * sizes["fsdp"] * sizes["sequence"] / cfg.layers
@@ -86,7 +86,7 @@ def _adapted_bytes(experiment: Experiment, mesh, start: str) -> int:
 
 def _partial_queries(experiment: Experiment, mesh, number: int) -> float:
     """Splash's backward kernel gives a gradient of the queries for each block of keys, which are then added up."""
-    cfg = experiment.model
+    cfg = experiment.model_of_rows
     if not isinstance(mesh, jax.sharding.Mesh) or not isinstance(kernel(experiment, mesh)[0], Splash):
         return 0
     blocks = cfg.context // splash.key_block(cfg.context, dict(mesh.shape)["sequence"])

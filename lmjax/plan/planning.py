@@ -54,7 +54,7 @@ class Plan:
     @property
     def tokens_per_second(self) -> float:
         """At best."""
-        return self.experiment.batch_size * self.experiment.model.context / self.roofline.step
+        return self.experiment.tokens_per_step / self.roofline.step
 
 
 def with_known_vocab(experiment: Experiment) -> Experiment:

@@ -66,7 +66,7 @@ def changes(tight: Plan) -> Iterator[tuple[tuple[str, ...], Experiment]]:
     if experiment.optimizer_memory == "device":
         yield ("optimizer_memory=host",), replace(experiment, optimizer_memory="host")
     with jax.set_mesh(tight.mesh):
-        chunk = experiment.task.chunk(experiment.microbatch_size, model.context, model.vocab) or model.context
+        chunk = experiment.loss_chunk()
     if chunk % 4 == 0 and chunk > 64:
         yield (
             (f"task.loss_chunk={chunk // 4}",),

@@ -40,7 +40,7 @@ class Roofline:
 def roofline(experiment: Experiment, topology: Topology, mesh, size: Sizes, found: dict[Collective, int]) -> Roofline:
     """compute: `work_per_token`, less what freezing saves, at the peak rate, on the busiest device; memory: see
     `memory_traffic`; wires: the bytes of each collective over the links that its group has."""
-    cfg, device, devices = experiment.model, topology.device, topology.count
+    cfg, device, devices = experiment.model_of_rows, topology.device, topology.count
     tokens = experiment.batch_size * cfg.context / devices
     work, parts = work_per_token(cfg), mesh.shape["sequence"]
     # the device with the end of each row sees nearly all keys before it, twice the mean
@@ -57,7 +57,7 @@ def counted_collectives(experiment: Experiment, mesh) -> dict[Collective, int]:
     """What must go between devices by the split alone, where no compiler says: weights gathered and gradients
     scattered over fsdp (ZeRO-3), gradients summed over data, activations over tensor (Megatron-LM), keys and values
     gathered over sequence, tokens of experts gathered and their sums scattered over expert, in every microbatch."""
-    cfg, sizes = experiment.model, dict(mesh.shape)
+    cfg, sizes = experiment.model_of_rows, dict(mesh.shape)
     number = 2 if cfg.dtype == "bfloat16" else 4
     experts = expert_params(cfg)
     shared, own = (n * number / sizes["tensor"] for n in (params(cfg) - experts, experts / sizes["expert"]))
@@ -99,7 +99,7 @@ def reach(sizes: dict[str, int], axes: tuple[str, ...]) -> int:
 def memory_traffic(experiment: Experiment, mesh, size: Sizes) -> float:
     """Bytes that one device must move at the least: in every microbatch the weights of its products, read three times
     and their gradients added up, and the kept activations, written and read; once a step all of the state."""
-    cfg = experiment.model
+    cfg = experiment.model_of_rows
     number = 2 if cfg.dtype == "bfloat16" else 4
     # a microbatch has tokens for every expert
     experts, looked_up = expert_params(cfg), params_by_part(cfg).get("positions", 0)
@@ -126,5 +126,5 @@ def link_rate(topology: Topology, one: Collective) -> float:
 
 def mfu(experiment: Experiment, topology: Topology, seconds: float) -> float:
     """Model FLOPs utilisation of a step that takes so long (PaLM, arXiv:2204.02311, appendix B)."""
-    flops = experiment.batch_size * experiment.model.context * trained_flops_per_token(experiment)
+    flops = experiment.tokens_per_step * trained_flops_per_token(experiment)
     return flops / seconds / topology.count / topology.device.peak

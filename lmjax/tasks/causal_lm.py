@@ -1,13 +1,14 @@
 """Maximum likelihood of the next token: sum over t of log p(w_t | w_<t)."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lmjax.data.batch import Batch
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.sharding import sizes_in_use
 from lmjax.tasks.loss import Loss, Routed, loss_chunk, vocabulary_loss
+from lmjax.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,16 @@ class CausalLM:
     z_loss: float = 0.0
     loss_chunk: int | Literal["auto"] | None = "auto"
 
+    on_records: ClassVar[bool] = False
+    has_source: ClassVar[bool] = False
+    has_types: ClassVar[bool] = False
+    outputs: ClassVar[int] = 0
+
+    def check(self, cfg: ModelConfig) -> None:
+        """Raises ValueError where the model cannot do this task."""
+        if not cfg.causal:
+            raise ValueError("task CausalLM predicts a token from those before it; expected model.causal to be True")
+
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to below 1")
@@ -30,6 +41,9 @@ class CausalLM:
             raise ValueError(f"z_loss is {self.z_loss}; expected 0 or more")
         if isinstance(self.loss_chunk, int) and self.loss_chunk < 1:
             raise ValueError(f"loss_chunk is {self.loss_chunk}; expected a positive number")
+
+    def change(self, tokenizer: Tokenizer, seed: int) -> None:
+        """Batches are read as they are."""
 
     def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
         """The objective: with dropout, smoothing and z-loss where they are asked for. The losses of experts' routers,

@@ -32,11 +32,13 @@ class Routed:
 @dataclass(frozen=True)
 class Loss:
     """total: weighted sum in nats. weight: sum of the weights, the number of target tokens where all are 1. routed: in
-    training, of a model with experts; no part of total."""
+    training, of a model with experts; no part of total. correct: sum of the weights of the predictions that are right,
+    where a task counts them, in evaluation."""
 
     total: jax.Array
     weight: jax.Array
     routed: Routed | None = None
+    correct: jax.Array | None = None
 
     @property
     def objective(self) -> jax.Array:

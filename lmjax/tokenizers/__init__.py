@@ -182,6 +182,13 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode(self, text):
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
+    def joined(self, first: str, second: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """(ids, types) of two texts as the file's template has them; None where it has none for pairs."""
+        if not self._tokenizer.num_special_tokens_to_add(is_pair=True):
+            return None
+        both = self._tokenizer.encode(first, second)
+        return np.array(both.ids, np.int32), np.array(both.type_ids, np.int32)
+
     def encode_with_controls(self, text: str) -> np.ndarray:
         """The ids where special tokens written in the text are special: for templates, never for a user's words."""
         self._tokenizer.encode_special_tokens = False

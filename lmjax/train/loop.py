@@ -13,15 +13,16 @@ from lmjax.checkpoint import Checkpoints
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
+from lmjax.evaluate.samples import sampler
 from lmjax.experiment import Experiment
-from lmjax.generate.text import sample
 from lmjax.loaded import read_texts
 from lmjax.places import Place
 from lmjax.run_directory import RunDirectory, commit, environment, versions
 from lmjax.sharding import local_rows, place_batch
 from lmjax.train import state as train_state
 from lmjax.train.predict import graded, predict, telling_what_helps
-from lmjax.train.prepare import Prepared, check_devices, held_out_lines, in_force, prepare
+from lmjax.train.prepare import Prepared, check_devices, in_force, prepare
+from lmjax.train.reading import held_out_lines
 from lmjax.train.report import Report, Screen
 from lmjax.train.start import params_of
 from lmjax.train.state import TrainState
@@ -75,7 +76,7 @@ def begin_together(experiment: Experiment, run: RunDirectory, accept_changes: bo
         run.check_place()
         hosts.check_shared(run.path)
     begun = begin(None) if hosts.first() else None
-    known = hosts.by_first("data", lambda: begun[0].data["fingerprints"], hosts.READY_LIMIT)
+    known = hosts.by_first("data", lambda: begun[0].reading.fingerprints, hosts.READY_LIMIT)
     if begun is None:
         hosts.wait_until(lambda: run.exists, f"{run.path}: what process 0 has written")
         begun = begin(known)
@@ -90,6 +91,8 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
     done, steps = int(state.step), experiment.steps
     made, loss_of = predict(experiment, mesh, screen.say), compile_loss(experiment)
     rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=steps))(np.arange(steps)))
+    change = experiment.task.change(prepared.tokenizer, experiment.seed)
+    sample = sampler(experiment, prepared.tokenizer)
     best = hosts.by_first("best", lambda: checkpoint.best_loss(run.checkpoints))
     here = local_rows(mesh, experiment.batch_size)
     place = partial(place_batch, mesh=mesh, rows=experiment.batch_size)
@@ -109,12 +112,12 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
             if due(step, experiment.evaluate_every, steps):
                 report.settle()
                 model_params = trained.whole(experiment, state.params, frozen)
-                result = held_out(experiment, loss_of, model_params, prepared.held_out, mesh)
+                result = held_out(experiment, loss_of, model_params, prepared.reading.held_out, mesh, change)
                 report.evaluation(step, result.metrics())
                 run.upload()
             if due(step, experiment.sample_every, steps):
                 report.settle()
-                text = sample(experiment, trained.whole(experiment, state.params, frozen), prepared.tokenizer)
+                text = sample(trained.whole(experiment, state.params, frozen))
                 report.sample(step, text)
             eval_loss = None if result is None else result.eval_loss
             better = eval_loss is not None and eval_loss < best
@@ -139,12 +142,13 @@ def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool) -> lis
     """Lock the directory; begin the run, or make sure that it is this experiment's. The accepted changes."""
     run.lock()
     if run.exists:
-        changes = run.compare(prepared.experiment, prepared.data, accept_changes=accept_changes)
+        changes = run.compare(prepared.experiment, prepared.reading.remembered, accept_changes=accept_changes)
         steps = checkpoint.steps_on_disk(run.checkpoints)
         if any(change.startswith("steps:") for change in changes) and steps and steps[-1] > prepared.experiment.steps:
             raise UserError(f"--steps={prepared.experiment.steps}: {run.path} is already at step {steps[-1]}")
         return [f"changed since the run began: {change}" for change in changes]
-    run.begin(prepared.experiment, prepared.tokenizer, prepared.data, held_out_lines(prepared.held_out_texts()))
+    remembered, lines = prepared.reading.remembered, held_out_lines(prepared.experiment)
+    run.begin(prepared.experiment, prepared.tokenizer, remembered, lines)
     return []
 
 
@@ -165,7 +169,7 @@ def resume(
         screen.say(f"resuming {run.path} after step {manifest.step}")
     if changed and hosts.first():
         # it was accepted, and fits the checkpoint
-        run.write_experiment(experiment, prepared.data, held_out_lines(prepared.held_out_texts()))
+        run.write_experiment(experiment, prepared.reading.remembered, held_out_lines(experiment))
     run.write_json("environment.json", environment())
     run.cut(0 if manifest is None else manifest.step)
     run.upload()
@@ -197,11 +201,15 @@ def summarise(run: RunDirectory, result: HeldOut, text: str, screen: Screen) -> 
     if not hosts.first():
         return
     screen.say(f"sample: {text}")
-    screen.say(f"held out: {result.tokens:,} tokens, {result.text_bytes:,} bytes; {result.protocol}")
-    figures = {"this model": result.bits_per_byte}
-    figures |= compressors.bits_per_byte("".join(read_texts(run.held_out)).encode())
-    screen.say("bits per byte: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-    screen.say(f"loss {result.eval_loss:.4f} nats a token, perplexity {result.perplexity:.2f}")
+    if result.text_bytes is None:
+        screen.say(f"held out: {result.tokens:,} predictions; {result.protocol}")
+        screen.say(", ".join(f"{name} {value:.4f}" for name, value in result.metrics().items()))
+    else:
+        screen.say(f"held out: {result.tokens:,} tokens, {result.text_bytes:,} bytes; {result.protocol}")
+        figures = {"this model": result.bits_per_byte}
+        figures |= compressors.bits_per_byte("".join(read_texts(run.held_out)).encode())
+        screen.say("bits per byte: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        screen.say(f"loss {result.eval_loss:.4f} nats a token, perplexity {result.perplexity:.2f}")
     screen.say(f"written to {run.path}: checkpoints, metrics.jsonl, tensorboard, samples.txt, held_out.jsonl")
 
 

@@ -74,7 +74,7 @@ class Report:
 
     def __init__(self, run: RunDirectory, experiment, done: int, screen: Screen):
         self.experiment, self.done, self.screen = experiment, done, screen
-        self.tokens_per_step = experiment.batch_size * experiment.model.context
+        self.tokens_per_step = experiment.tokens_per_step
         peak = peak_flops()
         self.token_share_of_peak = trained_flops_per_token(experiment) / peak if peak else None
         # the other processes look at the same figures, and stop at the same step where these are not finite

@@ -89,13 +89,10 @@ def compile_step(experiment, optimizer, mesh):
     """(state, frozen, batch) -> (state, metrics), jitted, with the state's memory handed on from step to step."""
     where, frozen = train_state.shardings(experiment, optimizer, mesh)
     host = where.opt_state if experiment.optimizer_memory == "host" else None
-    rows = batch_sharding(mesh)
-    segments = rows if experiment.data.apart else None
-    batch = Batch(rows, rows, segments, rows, rows)
     return fast_jit(
         partial(update, experiment, optimizer, host),
         donate_argnums=0,
-        in_shardings=(where, frozen, batch),
+        in_shardings=(where, frozen, batch_sharding(mesh)),
         out_shardings=(where, None),
     )
 
@@ -106,7 +103,7 @@ def check_split(experiment, mesh, *, here: bool = True) -> None:
     here: whether the mesh has devices that can be asked what they can do."""
     axes = [f"mesh.{axis} {mesh.shape[axis]}" for axis in RULES["batch"] if mesh.shape[axis] > 1]
     ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    rows, length = experiment.microbatch_size, experiment.model.context
+    rows, length = experiment.microbatch_size, experiment.length
     if rows % ways:
         raise UserError(
             f"batch_size {experiment.batch_size} / microbatches {experiment.microbatches} = {rows} rows cannot be "
@@ -114,7 +111,7 @@ def check_split(experiment, mesh, *, here: bool = True) -> None:
         )
     parts = mesh.shape["sequence"]
     if length % parts:
-        raise UserError(f"model.context {length} cannot be split {parts} ways (mesh.sequence)")
+        raise UserError(f"rows of {length} tokens cannot be split {parts} ways (mesh.sequence)")
     if here:
         kernel(experiment, mesh)
         check_host_memory(experiment, mesh)
@@ -138,5 +135,5 @@ def check_host_memory(experiment, mesh: jax.sharding.Mesh) -> None:
 def kernel(experiment, mesh: jax.sharding.Mesh) -> tuple[attention.Kernel, str]:
     """The attention kernel that training on this mesh will use, and why. Raises UserError where it cannot."""
     with jax.set_mesh(mesh):
-        need = attention.need_of(experiment.model, apart=experiment.data.apart)
+        need = attention.need_of(experiment.model, apart=experiment.apart, length=experiment.length)
     return attention.choose(experiment.model.kernel, need)

@@ -38,9 +38,9 @@ def test_json_lines(tmp_path):
     ("line", "message"),
     [
         ("{broken", "d.jsonl:2: not JSON"),
-        ('["text"]', "d.jsonl:2: expected an object with a text in 'text'"),
+        ('["text"]', "d.jsonl:2: expected an object, not '\\[\"text\"\\]'"),
         ('{"text": "a\\ud83d"}', "d.jsonl:2: half a surrogate pair at character 1 of 'text'"),
-        ('{"text": 5}', "d.jsonl:2: expected an object with a text in 'text'"),
+        ('{"text": 5}', "d.jsonl:2: 'text' is '5'; expected a text"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, message):

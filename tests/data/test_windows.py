@@ -9,6 +9,7 @@ import pytest
 from lmjax.data import windows
 from lmjax.data.batches import Batches
 from lmjax.data.store import TokenStream, stream_of
+from lmjax.data.windows import Windows
 from lmjax.models import transformer
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tokenizers import Bytes
@@ -27,7 +28,7 @@ def stream(lengths, bos=None, shards=1):
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize(("total", "length", "rows"), [(50, 7, 4), (57, 7, 1), (8, 7, 3), (2, 7, 2), (57, 8, 64)])
 def test_every_token_but_the_first_is_a_target_once(total, length, rows, shards):
-    batches = list(windows.held_out_batches(stream([total], shards=shards), length, rows, apart=False))
+    batches = list(Windows(stream([total], shards=shards), length, apart=False).in_order(rows))
     targets = np.concatenate([b.targets_BT[b.weights_BT > 0] for b in batches])
     inputs = np.concatenate([b.tokens_BT[b.weights_BT > 0] for b in batches])
     assert targets.tolist() == list(range(2, total + 1))
@@ -37,7 +38,7 @@ def test_every_token_but_the_first_is_a_target_once(total, length, rows, shards)
 
 def test_documents_apart():
     """Positions begin again, segments count up, and nothing is predicted across a boundary."""
-    (batch,) = windows.held_out_batches(stream([3, 5, 4]), 8, 2, apart=True)
+    (batch,) = Windows(stream([3, 5, 4]), 8, apart=True).in_order(2)
     assert batch.segments_BT.tolist() == [[1, 1, 1, 2, 2, 2, 2, 2], [1, 1, 1, 1, 0, 0, 0, 0]]
     assert batch.positions_BT[0].tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
     assert batch.positions_BT[1, :4].tolist() == [0, 1, 2, 3]
@@ -45,7 +46,7 @@ def test_documents_apart():
 
 
 def test_bos_is_never_predicted():
-    (batch,) = windows.held_out_batches(stream([3, 5, 4], bos=99), 11, 1, apart=False)
+    (batch,) = Windows(stream([3, 5, 4], bos=99), 11, apart=False).in_order(1)
     assert batch.weights_BT.tolist() == [[1, 1, 0, 1, 1, 1, 1, 0, 1, 1, 1]]
     assert 99 not in batch.targets_BT[batch.weights_BT > 0]
     assert batch.segments_BT is None
@@ -61,7 +62,7 @@ def losses(cfg, params, batch):
 def test_packed_equals_unpacked(cfg):
     params = transformer.init_params(cfg, jax.random.key(0))
     lengths = [9, 14, 9]
-    (packed,) = windows.held_out_batches(stream(lengths), 32, 1, apart=True)
+    (packed,) = Windows(stream(lengths), 32, apart=True).in_order(1)
     alone = [windows.read(stream(lengths), np.array([start]), 32, apart=True) for start in (0, 9, 23)]
     cut = [replace(b, weights_BT=b.weights_BT * (np.arange(32) < n)) for b, n in zip(alone, lengths, strict=True)]
     total = sum(losses(cfg, params, batch).sum() for batch in cut)
@@ -82,8 +83,8 @@ def test_changing_one_document_leaves_the_others_logits_untouched():
 
 def batches(**changes):
     text = tiny.text(3000)
-    made = {"length": 16, "rows": 4, "seed": 5, "apart": False} | changes
-    return Batches([(stream_of([text[:2000], text[2000:]], Bytes().build(list)), 1.0)], **made)
+    stream = stream_of([text[:2000], text[2000:]], Bytes().build(list))
+    return Batches([(Windows(stream, 16, apart=False), 1.0)], **{"rows": 4, "seed": 5} | changes)
 
 
 def test_a_pass_holds_every_window_once_and_each_pass_is_in_another_order():
@@ -120,12 +121,13 @@ def test_an_error_in_the_reading_thread_reaches_the_loop():
 
 def test_mixture_follows_its_weights_and_repeats_each_part_alone():
     a, b = stream([33 * 16 + 1]), stream([200])
-    mixed = Batches([(a, 3.0), (b, 1.0)], length=16, rows=8, seed=0, apart=False)
-    parts = np.array([address.part for step in range(1, 101) for address in mixed.addresses(step)])
-    assert (parts == 0).mean() == pytest.approx(0.75, abs=0.01)
+    parts = [Windows(part, 16, apart=False) for part in (a, b)]
+    mixed = Batches(list(zip(parts, (3.0, 1.0), strict=True)), rows=8, seed=0)
+    numbers = np.array([address.part for step in range(1, 101) for address in mixed.addresses(step)])
+    assert (numbers == 0).mean() == pytest.approx(0.75, abs=0.01)
     for start in range(0, 800, 8):
-        assert (parts[start : start + 8] == 1).sum() == 2
-    alone = Batches([(a, 1.0)], length=16, rows=8, seed=0, apart=False)
+        assert (numbers[start : start + 8] == 1).sum() == 2
+    alone = Batches([(parts[0], 1.0)], rows=8, seed=0)
     wanted = [address for step in range(1, 40) for address in alone.addresses(step)]
     mine = [address for step in range(1, 60) for address in mixed.addresses(step) if address.part == 0]
     assert mine[: len(wanted)] == wanted[: len(mine)]

@@ -11,6 +11,7 @@ import pytest
 import run as command_line
 from lmjax import commands
 from lmjax.data.store import stream_of
+from lmjax.data.windows import Windows
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
@@ -32,7 +33,8 @@ def score(rows, devices=1, *, apart=False, bos=False, cfg=CFG, texts=TEXTS):
     params = transformer.init_params(cfg, jax.random.key(0))
     mesh = build_mesh(Mesh(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        return held_out(exp, compile_loss(exp), params, stream_of(texts, Bytes(bos=bos).build(list)), mesh)
+        stream = stream_of(texts, Bytes(bos=bos).build(list))
+        return held_out(exp, compile_loss(exp), params, Windows(stream, exp.length, exp.apart), mesh)
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 
 from lmjax.data.batches import Batches
 from lmjax.data.store import TokenStream
+from lmjax.data.windows import Windows
 from lmjax.sharding import Mesh, build_mesh, local_rows, place_batch
 
 LENGTH, ROWS = 16, 8
@@ -25,7 +26,7 @@ class Watched(TokenStream):
 def main(coordinator: str, process: str, mesh: str):
     jax.distributed.initialize(coordinator, 2, int(process))
     stream = Watched((np.arange(4000, dtype=np.uint16),), np.array([0]), 4000, None)
-    batches = Batches([(stream, 1.0)], length=LENGTH, rows=ROWS, seed=1, apart=False)
+    batches = Batches([(Windows(stream, LENGTH, apart=False), 1.0)], rows=ROWS, seed=1)
     mesh = build_mesh(Mesh(**json.loads(mesh)))
     rows = local_rows(mesh, ROWS)
     batch = batches.part(3, rows)

@@ -135,7 +135,7 @@ def test_what_cannot_be(changes, message):
 
 
 def test_no_experiment_predicts_the_next_token_of_an_encoder():
-    with pytest.raises(ValueError, match="model.causal is False"):
+    with pytest.raises(ValueError, match="expected model.causal to be True"):
         tiny.experiment("unused", model=tiny.bert())
 
 

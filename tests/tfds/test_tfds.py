@@ -54,7 +54,7 @@ def test_by_directory_and_by_name(prepared):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"feature": "body"}, r"has \['label', 'text'\], not 'body'"),
+        ({"field": "body"}, "no field 'body'; it has 'label', 'text'"),
         ({"part": "nope"}, "cannot be read as a prepared dataset"),
         ({"directory": "/nowhere"}, "/nowhere cannot be read as a prepared dataset"),
     ],

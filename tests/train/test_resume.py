@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lmjax import checkpoint, optim
-from lmjax.data.sources import Mixture, TextFiles, Weighted
+from lmjax.data.mixture import Mixture, Weighted
+from lmjax.data.sources import TextFiles
 from lmjax.errors import UserError
 from lmjax.experiment import DataConfig
 from lmjax.loaded import load_run

@@ -1,0 +1,52 @@
+"""Any source of an experiment: one, or a mixture of several."""
+
+from dataclasses import dataclass, replace
+
+from lmjax.data.records import Parallel, Squad, Table
+from lmjax.data.sources import FileSource, JsonLines, PythonLibrary, Source, TextFiles, Tfds
+
+OneSource = TextFiles | JsonLines | Tfds | PythonLibrary | Table | Parallel | Squad
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """A part of a mixture; a weight counts relative to the others."""
+
+    source: OneSource
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if self.weight <= 0:
+            raise ValueError(f"weight is {self.weight}; expected a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Rows from several sources, in proportion to their weights, whatever their sizes; each repeats on its own."""
+
+    parts: tuple[Weighted, ...]
+
+    def __post_init__(self):
+        if not self.parts:
+            raise ValueError("a mixture needs parts")
+
+
+AnySource = OneSource | Mixture
+
+
+def parts(source: AnySource) -> list[tuple[Source, float]]:
+    """The plain sources of any source, with their weights."""
+    if isinstance(source, Mixture):
+        return [(part.source, part.weight) for part in source.parts]
+    return [(source, 1.0)]
+
+
+def read_as(source: AnySource, path: str) -> Source:
+    """A file with records like the source's: JSON Lines where its name says so, a table where that is not how the
+    source reads files."""
+    (first, _), *_ = parts(source)
+    if ".jsonl" in path[-9:]:
+        return JsonLines(path=path)
+    if not isinstance(first, FileSource):
+        return Table(path=path)
+    return replace(first, path=tuple(path.split(",")) if isinstance(first, Parallel) else path)

@@ -1,0 +1,127 @@
+"""Sources of records: tables, parallel texts, questions about paragraphs."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from lmjax.data.files import decode, matching, read_all, read_bytes
+from lmjax.data.sources import FileSource, HeldOut, OtherFiles, Record, WholeDocuments
+from lmjax.errors import UserError, path_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(FileSource):
+    """Rows of .tsv, .csv (or .gz of these) files. columns: their names; None: each file's first line has them.
+    delimiter: "auto" takes a comma for .csv and a tab for the rest. Only a comma's fields may stand in quotes, as RFC
+    4180 has them. field: the column whose text is a document."""
+
+    path: str | tuple[str, ...]
+    columns: tuple[str, ...] | None = None
+    delimiter: Literal["auto", "tab", "comma"] = "auto"
+    field: str = "text"
+    held_out: HeldOut = WholeDocuments()
+
+    def __post_init__(self):
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"columns are {self.columns}; expected different names")
+
+    def records(self):
+        for name, file, content in read_all(matching(self.path)):
+            rows = self._rows(decode(content, file, "strict"), file)
+            columns = self.columns
+            for number, cells in rows:
+                if columns is None:
+                    columns = tuple(cells)
+                    continue
+                if len(cells) != len(columns):
+                    raise UserError(f"{path_text(file)}:{number}: {len(cells)} fields; expected {', '.join(columns)}")
+                fields = dict(zip(columns, cells, strict=True))
+                yield Record(f"{name}:{number}", f"{path_text(file)}:{number}", fields)
+
+    def _rows(self, content: str, file) -> Iterator[tuple[int, list[str]]]:
+        """(number of its first line, cells) of every row that is not blank."""
+        comma = self.delimiter == "comma" or (
+            self.delimiter == "auto" and ".csv" in PurePosixPath(str(file)).suffixes[-2:]
+        )
+        content = content.removeprefix("\ufeff")
+        if not comma:
+            for number, line in enumerate(content.split("\n"), 1):
+                if line.strip():
+                    yield number, line.removesuffix("\r").split("\t")
+            return
+        reader, number = csv.reader(io.StringIO(content, newline=""), strict=True), 1
+        try:
+            for cells in reader:
+                if cells:
+                    yield number, cells
+                number = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(f"{path_text(file)}:{number}: not a row of a .csv file: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel(FileSource):
+    """Two files, or globs, of as many lines: line n of the second is the translation of line n of the first. A record
+    has `source` and `target`."""
+
+    path: tuple[str, str]
+    held_out: HeldOut = WholeDocuments()
+
+    def __post_init__(self):
+        if isinstance(self.held_out, OtherFiles) and (
+            isinstance(self.held_out.path, str) or len(self.held_out.path) != 2
+        ):
+            raise ValueError("held_out.path of Parallel is not a pair of files")
+
+    def check(self):
+        for path in (self.path, *([self.held_out.path] if isinstance(self.held_out, OtherFiles) else [])):
+            for side in path:
+                matching(side)
+
+    def records(self):
+        sources, targets = (matching(side) for side in self.path)
+        if len(sources) != len(targets):
+            raise UserError(f"data.source.path: {self.path[0]}: {len(sources)} files, {self.path[1]}: {len(targets)}")
+        for (name, source), (_, target) in zip(sources, targets, strict=True):
+            ours, theirs = _lines(source), _lines(target)
+            if len(ours) != len(theirs):
+                raise UserError(
+                    f"{path_text(source)} has {len(ours)} lines and {path_text(target)} {len(theirs)}; expected as many"
+                )
+            for number, (one, other) in enumerate(zip(ours, theirs, strict=True), 1):
+                where = f"{path_text(source)}:{number}"
+                yield Record(f"{name}:{number}", where, {"source": one, "target": other})
+
+
+def _lines(file) -> list[str]:
+    content = decode(read_bytes(file), file, "strict")
+    return [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")] if content else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squad(FileSource):
+    """Questions about paragraphs in the format of SQuAD 1.1 and 2.0 (arXiv:1606.05250): a record for each question
+    with `id`, `context`, `question` and `answers`, a list of {"text", "answer_start"}. What is held out by names goes
+    by paragraphs."""
+
+    path: str | tuple[str, ...]
+    held_out: HeldOut = WholeDocuments()
+
+    def records(self):
+        for name, file, content in read_all(matching(self.path)):
+            try:
+                articles = json.loads(decode(content, file, "strict"))["data"]
+                for a, article in enumerate(articles):
+                    for p, paragraph in enumerate(article["paragraphs"]):
+                        for question in paragraph["qas"]:
+                            fields = {
+                                "id": str(question["id"]), "context": paragraph["context"],
+                                "question": question["question"], "answers": question.get("answers", []),
+                            }  # fmt: skip
+                            yield Record(f"{name}:{a}:{p}", f"{path_text(file)}: question {fields['id']}", fields)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path_text(file)}: not in SQuAD's format: {type(error).__name__} {error}") from None

@@ -1,0 +1,51 @@
+"""The labels that a trained model gives to records."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from lmjax.compilation import fast_jit
+from lmjax.data.packing import Example, PackedRows
+from lmjax.data.sources import Record
+from lmjax.experiment import Experiment
+from lmjax.tasks.label_metrics import LabelFigures, label_figures
+from lmjax.tokenizers import Tokenizer
+
+
+class Labeller:
+    """Compiled once, for rows of the experiment's length; call it with parameters and records."""
+
+    def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
+        self.experiment, self.tokenizer = experiment, tokenizer
+        task, cfg = experiment.task, experiment.model
+        self._run = fast_jit(lambda params, batch: jax.nn.log_softmax(task.logits(cfg, params, batch)))
+
+    def __call__(self, params, records: list[Record]) -> np.ndarray:
+        """(R, C): the probability of each label for each record; a label of the record is not looked at. Raises
+        UserError where a text is missing, empty or too long."""
+        task, length = self.experiment.task, self.experiment.length
+        examples = []
+        for record in records:
+            ids, types = task.tokens(record, self.tokenizer, length)
+            examples.append(Example(ids, ids, np.ones(len(ids), np.float32), types))
+        rows = PackedRows(examples, length=length, source_length=length)
+        out_RC = np.zeros((len(records), task.outputs))
+        size = self.experiment.microbatch_size
+        for index, batch in enumerate(rows.in_order(size)):
+            log_p_BTC = np.asarray(self._run(params, batch))
+            for row, log_p_TC in enumerate(log_p_BTC):
+                number = index * size + row
+                if number < len(rows.rows):
+                    for example, start in zip(rows.rows[number], rows.starts(number), strict=True):
+                        place = start + task.place(self.experiment.model, len(examples[example].tokens))
+                        out_RC[example] = np.exp(log_p_TC[place], dtype=np.float64)
+        return out_RC
+
+
+def judged(labeller: Labeller, params, records: Iterator[Record]) -> LabelFigures:
+    """The figures of records whose labels are known. Raises UserError as `Classification.encode`."""
+    task, records = labeller.experiment.task, list(records)
+    true = [task.number(record) for record in records]
+    predicted = labeller(params, records).argmax(axis=-1)
+    return label_figures(task.labels, np.array(true), predicted)

@@ -1,0 +1,89 @@
+"""The verb `evaluate`: how good a model is at what it was trained for, on its own held-out data or on a user's."""
+
+import json
+from dataclasses import asdict, replace
+
+import jax
+
+from lmjax.checkpoint import write_whole
+from lmjax.data.mixture import read_as
+from lmjax.data.store import stream_of
+from lmjax.data.windows import Windows
+from lmjax.errors import UserError, path_text
+from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
+from lmjax.evaluate.labels import Labeller, judged
+from lmjax.experiment import Experiment
+from lmjax.loaded import Loaded, check_one_stack, load_model, needed_tokenizer, read_texts, with_weights
+from lmjax.places import Place, place
+from lmjax.sharding import Mesh, build_mesh
+
+
+def run(options, step: int | str | None, result_file) -> int:
+    """Prints the figures, and writes them to the file where there is one."""
+    loaded = load_model(options.model, step)
+    check_one_stack(loaded, "evaluate")
+    task = loaded.experiment.task
+    if task.on_records and options.text:
+        raise UserError(f"--text: {type(task).__name__} is evaluated on records; expected --data FILE")
+    if not task.on_records and options.data:
+        raise UserError("--data: this model is evaluated on a text; expected --text FILE, or --suite")
+    given = options.data if task.on_records else options.text
+    if not given and loaded.held_out is None:
+        name = "--data" if task.on_records else "--text"
+        raise UserError(f"{name} FILE is needed: {options.model} is not a run, and has no held-out data of its own")
+    after = "" if loaded.step is None else f" after step {loaded.step}"
+    weights = "" if options.weights == "float32" else f", weights {options.weights}"
+    if task.on_records:
+        figures = on_records(loaded, given, options.weights)
+        print(f"{options.model}{after}: {given or 'its held-out records'}{weights}")
+        print("\n".join(figures.lines()))
+        result = asdict(figures)
+    else:
+        scored = on_text(loaded, place(given) if given else loaded.held_out, options.weights, options.context)
+        print(f"{options.model}{after}: {scored.tokens:,} tokens, {scored.text_bytes:,} bytes")
+        print(f"protocol: {scored.protocol}{weights}")
+        print("  ".join(f"{name} {value:.6f}" for name, value in scored.metrics().items()))
+        result = scored.as_dict()
+    if result_file:
+        written = {"step": loaded.step, "weights": options.weights} | result
+        write_whole(result_file, json.dumps(written, indent=2) + "\n")
+    return 0
+
+
+def on_text(loaded: Loaded, file: Place, weights: str, context: int | None) -> HeldOut:
+    """The likelihood of a text. Raises UserError where it cannot be read, or there is nothing in it."""
+    tokenizer = needed_tokenizer(loaded)
+    experiment = with_context(loaded.experiment, context)
+    # the batch is the run's own, so that the sums are too; devices that cannot share it stay idle
+    devices = jax.devices()
+    devices = devices if experiment.microbatch_size % len(devices) == 0 else devices[:1]
+    mesh = build_mesh(Mesh(), devices)
+    read = Windows(stream_of(read_texts(file), tokenizer), experiment.length, experiment.apart)
+    params = with_weights(loaded, weights)
+    params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    change = experiment.task.change(tokenizer, experiment.seed)
+    with jax.set_mesh(mesh):
+        return held_out(experiment, compile_loss(experiment), params, read, mesh, change)
+
+
+def on_records(loaded: Loaded, given: str | None, weights: str):
+    """The figures of the run's task on a file of records. Raises UserError, with the file and the line."""
+    experiment = loaded.experiment
+    source = read_as(experiment.data.source, given or str(loaded.held_out))
+    labeller = Labeller(experiment, needed_tokenizer(loaded))
+    records = list(source.records())
+    if not records:
+        raise UserError(f"--data {path_text(given)}: there is no record in it")
+    return judged(labeller, with_weights(loaded, weights), records)
+
+
+def with_context(experiment: Experiment, context: int | None) -> Experiment:
+    """The experiment that evaluates in windows of so many tokens; None: as it was trained."""
+    if context is None:
+        return experiment
+    if not 2 <= context <= experiment.model.context:
+        raise UserError(f"--context {context}: expected 2 to {experiment.model.context}, the model's own context")
+    chunk = experiment.task.loss_chunk
+    if isinstance(chunk, int) and chunk < context and context % chunk:
+        raise UserError(f"--context {context}: expected a multiple of the run's task.loss_chunk {chunk}")
+    return replace(experiment, data=replace(experiment.data, length=context))

@@ -1,0 +1,163 @@
+"""One label for a text or a pair of texts: sentiment, topic, entailment."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data.batch import Batch
+from lmjax.data.packing import Example
+from lmjax.data.sources import Record
+from lmjax.errors import UserError
+from lmjax.models import transformer
+from lmjax.models.config import ModelConfig
+from lmjax.tasks.loss import Loss, cross_entropy
+from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.pairs import encode_pair
+
+Pooling = Literal["first", "last", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """The probability of each label, a linear layer on one vector of the text.
+
+    text, second, label: names of the fields; second: of the other text of a pair. labels: None takes those of the
+    training records, sorted. pooling: which vector: that of the first token (BERT, section 4.1), of the last (GPT,
+    section 3.2), or the mean of all; None: "last" of a causal model, else "first". too_long: what becomes of a text
+    that is longer than a row: an error, or its beginning is read.
+    """
+
+    text: str = "text"
+    second: str | None = None
+    label: str = "label"
+    labels: tuple[str, ...] | None = None
+    pooling: Pooling | None = None
+    too_long: Literal["error", "cut"] = "error"
+    label_smoothing: float = 0.0
+
+    on_records: ClassVar[bool] = True
+    has_source: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to below 1")
+        if self.labels is not None and (len(set(self.labels)) != len(self.labels) or len(self.labels) < 2):
+            raise ValueError(f"labels are {self.labels}; expected two or more different ones")
+
+    def check(self, cfg: ModelConfig) -> None:
+        """Raises ValueError where the model cannot do this task."""
+        if self.pooling == "first" and cfg.causal:
+            raise ValueError("task.pooling is first, and of a causal model the first token has seen no other")
+
+    def chunk(self, rows: int, length: int, vocab: int) -> None:
+        """All places of a row at one time: there are no logits over a vocabulary."""
+
+    @property
+    def outputs(self) -> int:
+        """Of the model's head; 2 where the labels are not known yet."""
+        return len(self.labels or "12")
+
+    @property
+    def has_types(self) -> bool:
+        return self.second is not None
+
+    def texts(self, record: Record) -> list[str]:
+        """What a tokenizer may learn from."""
+        return [record.text(name) for name in (self.text, self.second) if name is not None]
+
+    def fitted(self, records: Iterable[Record]) -> "Classification":
+        """With the labels of the training records. Raises UserError where one of those named has no record."""
+        found = Counter(self._label(record) for record in records)
+        if self.labels is None:
+            if len(found) < 2:
+                raise UserError(f"task.label: {self.label!r} has one value in the training data: {', '.join(found)}")
+            return replace(self, labels=tuple(sorted(found)))
+        if empty := [label for label in self.labels if label not in found]:
+            raise UserError(f"task.labels: no training record is {', '.join(map(repr, empty))}")
+        return self
+
+    def _label(self, record: Record) -> str:
+        value = record.field(self.label)
+        if not isinstance(value, str | int) or value == "":
+            raise UserError(f"{record.where}: {self.label!r} is {str(value)[:40]!r}; expected a label")
+        return str(value)
+
+    def encode(self, record: Record, tokenizer: Tokenizer, cfg: ModelConfig, length: int) -> list[Example]:
+        """One example. Raises UserError where the text is too long or empty, or its label unknown."""
+        label = self.number(record)
+        tokens, types = self.tokens(record, tokenizer, length)
+        targets, weights = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), np.float32)
+        place = self.place(cfg, len(tokens))
+        targets[place], weights[place] = label, 1
+        return [Example(tokens, targets, weights, types)]
+
+    def number(self, record: Record) -> int:
+        """Of the record's label. Raises UserError where it is none of the labels."""
+        label = self._label(record)
+        if label not in self.labels:
+            raise UserError(f"{record.where}: {label!r} is none of the labels {', '.join(self.labels)}")
+        return self.labels.index(label)
+
+    def tokens(self, record: Record, tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """(ids, types) of a record's text or pair. Raises UserError as `encode`."""
+        if self.second is None:
+            ids, types = tokenizer.encode_document(record.text(self.text)), None
+        else:
+            ids, types = encode_pair(tokenizer, *self.texts(record))
+        if not len(ids):
+            raise UserError(f"{record.where}: {self.text!r} is empty")
+        if len(ids) > length and self.too_long == "error":
+            raise UserError(
+                f"{record.where}: {len(ids)} tokens; a row has {length} (task.too_long=cut reads the beginning)"
+            )
+        return ids[:length], None if types is None else types[:length]
+
+    def place(self, cfg: ModelConfig, length: int) -> int:
+        """Of a text with so many tokens, where its label is predicted."""
+        return length - 1 if self._pooling(cfg) == "last" else 0
+
+    def _pooling(self, cfg: ModelConfig) -> Pooling:
+        return self.pooling or ("last" if cfg.causal else "first")
+
+    def change(self, tokenizer: Tokenizer, seed: int) -> None:
+        """Batches are read as they are."""
+
+    def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
+        """With dropout and smoothing where they are asked for."""
+        hidden_BTD, _ = transformer.trained(
+            cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, types_BT=batch.types_BT,
+            dropout_key=dropout_key if cfg.dropout else None,
+        )  # fmt: skip
+        logits_BTC = self._logits(cfg, params, batch, hidden_BTD)
+        return cross_entropy(logits_BTC, batch.targets_BT, batch.weights_BT, label_smoothing=self.label_smoothing)
+
+    def held_out_loss(self, cfg: ModelConfig, params, batch: Batch) -> Loss:
+        """The plain negative log-likelihood, and how many labels are the most probable ones."""
+        logits_BTC = self.logits(cfg, params, batch)
+        right_BT = jnp.argmax(logits_BTC, axis=-1) == batch.targets_BT
+        loss = cross_entropy(logits_BTC, batch.targets_BT, batch.weights_BT)
+        return replace(loss, correct=jnp.sum(right_BT * batch.weights_BT))
+
+    def logits(self, cfg: ModelConfig, params, batch: Batch) -> jax.Array:
+        """(B, T, C); those that count stand at each text's `place`."""
+        hidden_BTD, _ = transformer.hidden(
+            cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, types_BT=batch.types_BT
+        )
+        return self._logits(cfg, params, batch, hidden_BTD)
+
+    def _logits(self, cfg: ModelConfig, params, batch: Batch, hidden_BTD) -> jax.Array:
+        if self._pooling(cfg) == "mean":
+            hidden_BTD = segment_means(hidden_BTD, batch.segments_BT)
+        return transformer.outputs(cfg, params, hidden_BTD)
+
+
+def segment_means(hidden_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """At each place the mean over all places of its segment."""
+    same_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]).astype(hidden_BTD.dtype)
+    sums_BTD = jnp.einsum("BTS,BSD->BTD", same_BTS, hidden_BTD)
+    return sums_BTD / same_BTS.sum(-1, keepdims=True)

@@ -1,0 +1,154 @@
+"""Labels: packed = alone, what counts is one place a text, mistakes with file and line, and a run from tables to figures."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+import run as command_line
+from lmjax.data.packing import PackedRows
+from lmjax.data.records import Table
+from lmjax.data.sources import OtherFiles, Record
+from lmjax.errors import UserError
+from lmjax.experiment import DataConfig
+from lmjax.models import transformer
+from lmjax.tasks.classification import Classification
+from lmjax.tasks.label_metrics import label_figures
+from lmjax.tokenizers import Bytes
+from lmjax.train import loop
+from tests import tiny
+
+TOKENIZER = Bytes(bos=True, eos=True).build(list)
+
+
+def record(text, label="good", **more):
+    return Record("n", "f:3", {"text": text, "label": label} | more)
+
+
+def model(**changes):
+    cfg = tiny.bert(vocab=258, outputs=2, token_types=2, pooler=True, masked_head=None)
+    return replace(cfg, **changes)
+
+
+MODELS = {
+    "encoder, first token": (model(), Classification(labels=("bad", "good"))),
+    "encoder, mean": (model(pooler=False), Classification(labels=("bad", "good"), pooling="mean")),
+    "encoder, pairs": (model(), Classification(labels=("bad", "good"), second="other")),
+    "decoder, last token": (tiny.llama(vocab=258, outputs=2), Classification(labels=("bad", "good"))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_equals_alone(name):
+    cfg, task = MODELS[name]
+    params = transformer.init_params(cfg, jax.random.key(0))
+    records = [record("abc", other="x"), record("defgh", "bad", other="yz"), record("ij", other="zzz")]
+    examples = [example for one in records for example in task.encode(one, TOKENIZER, cfg, 32)]
+    run = jax.jit(lambda batch: task.held_out_loss(cfg, params, batch))
+
+    def losses(rows):
+        return [run(batch) for batch in rows.in_order(1)]
+
+    (together,) = losses(PackedRows(examples, length=32, source_length=32))
+    apart = [losses(PackedRows([example], length=32, source_length=32))[0] for example in examples]
+    assert together.weight == 3
+    np.testing.assert_allclose(together.total, sum(loss.total for loss in apart), rtol=1e-5)
+    assert together.correct == sum(loss.correct for loss in apart)
+
+
+def test_the_place_of_the_label_has_seen_the_whole_text():
+    for name in ("encoder, first token", "decoder, last token"):
+        cfg, task = MODELS[name]
+        params = transformer.init_params(cfg, jax.random.key(0))
+        first, second = (task.encode(record(text), TOKENIZER, cfg, 32) for text in ("abcd", "abxd"))
+        losses = [
+            task.held_out_loss(cfg, params, next(PackedRows(e, length=32, source_length=32).in_order(1))).total
+            for e in (first, second)
+        ]
+        assert abs(losses[0] - losses[1]) > 1e-4, name
+
+
+@pytest.mark.parametrize(
+    ("task", "one", "message"),
+    [
+        (Classification(), record("abc", "fine"), "f:3: 'fine' is none of the labels bad, good"),
+        (Classification(), record("abc", ""), "f:3: 'label' is ''; expected a label"),
+        (Classification(text="body"), record("abc"), "f:3: no field 'body'; it has 'text', 'label'"),
+        (Classification(), record("a" * 40), r"f:3: 42 tokens; a row has 32 \(task.too_long=cut"),
+    ],
+)
+def test_mistakes_are_named(task, one, message):
+    with pytest.raises(UserError, match=message):
+        replace(task, labels=("bad", "good")).encode(one, TOKENIZER, model(), 32)
+
+
+def test_a_long_text_is_cut_where_that_is_asked_for():
+    task = Classification(labels=("bad", "good"), too_long="cut")
+    (example,) = task.encode(record("a" * 40), TOKENIZER, model(), 32)
+    assert len(example.tokens) == 32 and example.weights.sum() == 1
+
+
+def test_labels_come_from_the_training_records():
+    records = [record("a", "x"), record("b", 3), record("c", "x")]
+    assert Classification().fitted(records).labels == ("3", "x")
+    with pytest.raises(UserError, match="no training record is 'z'"):
+        Classification(labels=("3", "x", "z")).fitted(records)
+    with pytest.raises(UserError, match="'label' has one value in the training data: x"):
+        Classification().fitted(records[:1])
+
+
+def test_a_causal_model_is_not_read_at_its_first_token():
+    with pytest.raises(ValueError, match="of a causal model the first token has seen no other"):
+        Classification(pooling="first").check(tiny.llama())
+
+
+def test_figures():
+    figures = label_figures(("a", "b"), np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 0]))
+    assert figures.confusion == [[2, 1], [1, 1]]
+    assert figures.accuracy == pytest.approx(0.6)
+    assert figures.f1 == pytest.approx({"a": 2 / 3, "b": 0.5})
+    low, high = figures.accuracy_interval
+    # Wilson's interval of 3 of 5
+    assert (low, high) == pytest.approx((0.2307, 0.8824), abs=1e-4)
+    assert "true \\ predicted" in figures.lines()[2]
+    assert figures.lines()[3].split() == ["a", "2", "1"]
+
+
+def table(count, seed):
+    """A text is good where it has more g than b; lengths differ."""
+    rng = np.random.default_rng(seed)
+    texts = ["".join(rng.choice(["g ", "b ", "- "], size=rng.integers(3, 7))) for _ in range(count)]
+    texts = [text for text in texts if text.count("g") != text.count("b")]
+    return "".join(f"{text}\t{'good' if text.count('g') > text.count('b') else 'bad'}\n" for text in texts)
+
+
+def test_a_run_from_tables_to_figures(tmp_path, capsys):
+    for name, count, seed in (("train", 600, 0), ("dev", 200, 1), ("test", 200, 2)):
+        (tmp_path / f"{name}.tsv").write_text(table(count, seed))
+    source = Table(
+        path=str(tmp_path / "train.tsv"), columns=("text", "label"), held_out=OtherFiles(path=str(tmp_path / "dev.tsv"))
+    )
+    exp = tiny.experiment(
+        tmp_path, task=Classification(pooling="mean"), data=DataConfig(source=source), steps=60, batch_size=16,
+        model=tiny.bert(vocab=None, context=32, pooler=False, masked_head=None, token_types=0, init_std=0.05),
+        microbatches=2, evaluate_every=30, checkpoint_every=30, sample_every=60,
+    )  # fmt: skip
+    loop.train(exp, tmp_path / "run")
+    last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last["accuracy"] > 0.9
+    assert json.loads((tmp_path / "run" / "experiment.json").read_text())["task"]["labels"] == ["bad", "good"]
+    assert "predicted good" in (tmp_path / "run" / "samples.txt").read_text()
+
+    (tmp_path / "run").rename(tmp_path / "moved")
+    words = ["evaluate", "--model", str(tmp_path / "moved"), "--json", str(tmp_path / "out.json")]
+    assert command_line.main([*words]) == 0
+    own = json.loads((tmp_path / "out.json").read_text())
+    assert own["accuracy"] == pytest.approx(last["accuracy"])
+    assert command_line.main([*words, "--data", str(tmp_path / "test.tsv")]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["accuracy"] > 0.9
+    (tmp_path / "bad.tsv").write_text("g g\tgood\nb\tpoor\n")
+    capsys.readouterr()
+    assert command_line.main([*words, "--data", str(tmp_path / "bad.tsv")]) == 2
+    assert "bad.tsv:2: 'poor' is none of the labels bad, good" in capsys.readouterr().err
