@@ -246,7 +246,7 @@ QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
         ("classification", '{"text": "a", "label": 2}', ["--labels", "0=b,1=b"], "--labels 0=b,1=b: expected LABEL=WORD,LABEL=WORD"),
         ("minimal-pairs", '{"sentence_good": "a"}', [], "d.jsonl:1: no field 'sentence_bad'"),
         ("minimal-pairs", '{"sentence_good": "a", "sentence_bad": "b"}', ["--shots", "1"], "--shots: minimal-pairs takes no such option"),
-        ("perplexity", '{"txt": "a"}', [], "d.jsonl:1: expected an object with a text in 'text'"),
+        ("perplexity", '{"txt": "a"}', [], "d.jsonl:1: no field 'text'; it has 'txt'"),
         ("perplexity", '{"text": ""}', [], "d.jsonl: no text in it"),
         ("perplexity", '{"text": "a"}', [], "d.jsonl: no token that follows another"),
         ("generation", '{"prompt": "p", "references": []}', [], "d.jsonl:1: 'references' is []; expected a list of texts"),
@@ -261,7 +261,9 @@ def test_mistakes(suite, content, more, message, trained, tmp_path, capsys):
 
 def test_mistakes_without_a_suite_or_its_data(trained, tmp_path, capsys):
     words = ["evaluate", "--model", trained / "run"]
-    assert "--data: expected --suite NAME too" in fails([*words, "--data", "x"], capsys)
+    assert "--data: this model is evaluated on a text; expected --text FILE, or --suite" in fails(
+        [*words, "--data", "x"], capsys
+    )
     assert "--shots: expected --suite NAME too" in fails([*words, "--shots", "0"], capsys)
     assert "--suite perplexity: expected --data FILE" in fails([*words, "--suite", "perplexity"], capsys)
     assert "--data nope: no such file" in fails([*words, "--suite", "perplexity", "--data", "nope"], capsys)

@@ -239,7 +239,7 @@ def test_buckets(relative, causal):
 
 
 def test_kernels_without_a_bias_say_so():
-    need = replace(attention.need_of(tiny.t5(), apart=False), platform="tpu", length=128, head_width=64)
+    need = replace(attention.need_of(tiny.t5(), apart=False, length=128), platform="tpu", head_width=64)
     assert "positions are Relative" in attention.obstacle(attention.Splash(), need)
     assert attention.choose(Auto(), need)[0] == Blocks(size=128)
     assert isinstance(attention.choose(Auto(), replace(need, parts=2))[0], Reference)
