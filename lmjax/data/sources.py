@@ -232,7 +232,7 @@ def _plain(value, feature, name: str):
     """A feature's value as JSON would have it."""
     if isinstance(value, bytes):
         return decode(value, name, "strict")
-    if hasattr(feature, "int2str") and getattr(value, "ndim", 1) == 0:
+    if hasattr(feature, "int2str"):
         return feature.int2str(int(value))
     return value.tolist() if hasattr(value, "tolist") else value
 

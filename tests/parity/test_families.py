@@ -163,7 +163,7 @@ def test_the_example_of_the_readme(tmp_path):
     model = make("gpt2", directory, changes={"vocab_size": 300})
     gpt2_tokenizer_files(directory)
     readme = (tiny.ROOT / "README.md").read_text()
-    (block,) = re.findall(r"((?:    .*\n)*    model = lmjax.load\(.*\n(?:    .*\n)*)", readme)
+    (block,) = re.findall(r'((?:    .*\n)*    model = lmjax.load\("path/to/gpt2"\)\n(?:    .*\n)*)', readme)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(block)], cwd=tmp_path, capture_output=True, text=True, check=True,
         env=tiny.environment_of_a_process(),

@@ -5,7 +5,7 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
-from lmjax.data.sources import Tfds
+from lmjax.data.sources import OtherFiles, Tfds
 from lmjax.errors import UserError
 
 TEXTS = [f"example {i} é" for i in range(50)]
@@ -19,7 +19,7 @@ class Little(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         features = tfds.features.FeaturesDict(
-            {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
+            {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["bad", "good"])}
         )
         return tfds.core.DatasetInfo(builder=self, features=features)
 
@@ -49,6 +49,15 @@ def test_by_directory_and_by_name(prepared):
     assert texts(Tfds(name="little", data_dir=str(folder))) == texts(Tfds(directory=str(directory)))
     assert len(texts(Tfds(directory=str(directory), part="train[:10]"))) == 10
     assert "tensorflow" not in sys.modules
+
+
+def test_records_have_the_names_of_labels(prepared):
+    _, directory = prepared
+    records = list(Tfds(directory=str(directory), held_out=OtherFiles(path="train[:10]")).split_records())
+    assert {record.fields["text"]: record.fields["label"] for _, record in records} == {
+        text: ("bad", "good")[i % 2] for i, text in enumerate(TEXTS)
+    }
+    assert [split for split, _ in records] == ["train"] * 50 + ["held_out"] * 10
 
 
 @pytest.mark.parametrize(
