@@ -1,9 +1,11 @@
 """Any source of an experiment: one, or a mixture of several."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 from lmjax.data.records import Parallel, Squad, Table
-from lmjax.data.sources import FileSource, JsonLines, PythonLibrary, Source, TextFiles, Tfds
+from lmjax.data.sources import FileSource, JsonLines, PythonLibrary, Record, Source, Split, TextFiles, Tfds
 
 OneSource = TextFiles | JsonLines | Tfds | PythonLibrary | Table | Parallel | Squad
 
@@ -41,11 +43,16 @@ def parts(source: AnySource) -> list[tuple[Source, float]]:
     return [(source, 1.0)]
 
 
+def records_of(source: AnySource, split: Split) -> Iterator[Record]:
+    """The records of one split, of all plain sources one after another."""
+    return (record for part, _ in parts(source) for record in part.records_of(split))
+
+
 def read_as(source: AnySource, path: str) -> Source:
     """A file with records like the source's: JSON Lines where its name says so, a table where that is not how the
     source reads files."""
     (first, _), *_ = parts(source)
-    if ".jsonl" in path[-9:]:
+    if ".jsonl" in PurePosixPath(path).suffixes:
         return JsonLines(path=path)
     if not isinstance(first, FileSource):
         return Table(path=path)

@@ -37,9 +37,6 @@ class Ragged:
         self.ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
         self.lengths = np.diff(self.ends, prepend=0)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.values[self.ends[index] - self.lengths[index] : self.ends[index]]
-
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -93,6 +90,13 @@ class PackedRows:
         """Every row once a pass, in another order each time."""
         return grain.MapDataset.range(len(self.rows)).seed(order_seed).shuffle().repeat()
 
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """(the row of each example, the place in it where the example begins)."""
+        row_E, start_E = np.zeros((2, len(self.tokens)), np.int64)
+        for row, examples in enumerate(self.rows):
+            row_E[examples], start_E[examples] = row, self.starts(row)
+        return row_E, start_E
+
     def starts(self, row: int) -> np.ndarray:
         """Where in its row each example begins."""
         lengths = self.tokens.lengths[self.rows[row]]
@@ -101,18 +105,18 @@ class PackedRows:
     def read(self, starts_B: np.ndarray) -> Batch:
         """The rows of these numbers; a number beyond the last one gives padding."""
         rows = [self.rows[start] if start < len(self.rows) else () for start in starts_B]
-        tokens, segments, positions = _filled(rows, self.tokens, self.length)
-        source = None
-        if self.sources is not None:
-            ids, parts, places = _filled(rows, self.sources, self.source_length)
-            source = SourceBatch(ids, places, parts)
-        return Batch(
-            tokens_BT=tokens, positions_BT=positions, segments_BT=segments,
-            targets_BT=_filled(rows, self.targets, self.length)[0],
-            weights_BT=_filled(rows, self.weights, self.length)[0],
-            types_BT=None if self.types is None else _filled(rows, self.types, self.length)[0],
-            source=source,
-        )  # fmt: skip
+        index, segments, positions = _places(rows, self.tokens, self.length)
+        tokens, targets, weights, types = (
+            None if pieces is None else _taken(pieces, index, segments)
+            for pieces in (self.tokens, self.targets, self.weights, self.types)
+        )
+        return Batch(tokens, positions, segments, targets, weights, types, self._source(rows))
+
+    def _source(self, rows: list) -> SourceBatch | None:
+        if self.sources is None:
+            return None
+        index, segments, positions = _places(rows, self.sources, self.source_length)
+        return SourceBatch(_taken(self.sources, index, segments), positions, segments)
 
     def in_order(self, rows: int, part: np.ndarray | None = None):
         """All rows in their order; the last batch is filled up with padding."""
@@ -140,16 +144,22 @@ def packed(sizes_ED: np.ndarray, room_D: np.ndarray, order: np.ndarray) -> list[
     return [np.array(row) for row in closed + open_rows]
 
 
-def _filled(rows: list, pieces: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(values, segments, positions), each (B, length): the pieces of each row one after another, then zeros."""
-    values = np.zeros((len(rows), length), pieces.values.dtype)
-    segments, positions = np.zeros(values.shape, np.int32), np.zeros(values.shape, np.int32)
+def _places(rows: list, pieces: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(index into the values, segments, positions), each (B, length), of the pieces of each row one after another; all
+    are 0 where nothing is."""
+    index, segments, positions = np.zeros((3, len(rows), length), np.int64)
     for row, examples in enumerate(rows):
-        start = 0
-        for number, example in enumerate(examples, 1):
-            stop = start + pieces.lengths[example]
-            values[row, start:stop] = pieces[example]
-            segments[row, start:stop] = number
-            positions[row, start:stop] = np.arange(stop - start)
-            start = stop
-    return values, segments, positions
+        lengths = pieces.lengths[list(examples)]
+        stops, total = np.cumsum(lengths), lengths.sum()
+        place = np.arange(total) - np.repeat(stops - lengths, lengths)
+        positions[row, :total] = place
+        segments[row, :total] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        index[row, :total] = np.repeat(pieces.ends[list(examples)] - lengths, lengths) + place
+    return index, segments.astype(np.int32), positions.astype(np.int32)
+
+
+def _taken(pieces: Ragged, index: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """The values at these places, 0 where no segment is."""
+    values = np.zeros(index.shape, pieces.values.dtype)
+    values[segments > 0] = pieces.values[index[segments > 0]]
+    return values

@@ -77,11 +77,6 @@ class Parallel(FileSource):
         ):
             raise ValueError("held_out.path of Parallel is not a pair of files")
 
-    def check(self):
-        for path in (self.path, *([self.held_out.path] if isinstance(self.held_out, OtherFiles) else [])):
-            for side in path:
-                matching(side)
-
     def records(self):
         sources, targets = (matching(side) for side in self.path)
         if len(sources) != len(targets):

@@ -6,7 +6,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from lmjax.data.files import decode, matching, read_all, read_bytes
 from lmjax.errors import UserError, path_text
@@ -118,23 +118,30 @@ class Source:
 
     def split(self) -> Iterator[tuple[Split, Document]]:
         """Every document, or part of one, with its split."""
-        if isinstance(self.held_out, OtherFiles):
-            yield from (("train", document) for document in self.documents())
-            yield from (("held_out", document) for document in self.of_held_out().documents())
-        else:
-            yield from self.held_out.split(self.documents())
+        if not isinstance(self.held_out, OtherFiles):
+            return self.held_out.split(self.documents())
+        return _with_splits(self.documents(), self.of_held_out().documents())
 
     def split_records(self) -> Iterator[tuple[Split, Record]]:
         """Every record with its split."""
+        if not isinstance(self.held_out, OtherFiles):
+            return self.held_out.split_records(self.records())
+        return _with_splits(self.records(), self.of_held_out().records())
+
+    def records_of(self, split: Split) -> Iterator[Record]:
+        """The records of one split; where that is in files of its own, the others are not read."""
         if isinstance(self.held_out, OtherFiles):
-            yield from (("train", record) for record in self.records())
-            yield from (("held_out", record) for record in self.of_held_out().records())
-        else:
-            yield from self.held_out.split_records(self.records())
+            return (self if split == "train" else self.of_held_out()).records()
+        return (record for where, record in self.split_records() if where == split)
 
     def of_held_out(self) -> "Source":
         """The same of the files of OtherFiles."""
         return replace(self, path=self.held_out.path)
+
+
+def _with_splits(train: Iterable, held_out: Iterable) -> Iterator[tuple[Split, Any]]:
+    yield from (("train", item) for item in train)
+    yield from (("held_out", item) for item in held_out)
 
 
 class FileSource(Source):
@@ -260,17 +267,26 @@ class PythonLibrary(Source):
                     yield Record(name, path_text(file), {"text": text, "file": name, "package": package})
 
 
-def json_objects(content: str, file: Place) -> Iterator[tuple[int, dict]]:
-    """(number, object) for every line that is not blank. Raises UserError with the line's number."""
+def json_values(content: str, file: Place) -> Iterator[tuple[int, Any]]:
+    """(number, value) for every line that is not blank. Raises UserError with the line's number."""
+    # line feeds alone: JSON may hold U+2028 and others at which str.splitlines would cut
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
-                fields = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path_text(file)}:{number}: not JSON: {error}") from None
-            if not isinstance(fields, dict):
-                raise UserError(f"{path_text(file)}:{number}: expected an object, not {line.strip()[:40]!r}")
-            yield number, fields
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path_text(file)}:{number}: not JSON: {' '.join(str(error).split())}") from None
+            yield number, value
+
+
+def json_objects(content: str, file: Place) -> Iterator[tuple[int, dict]]:
+    """As `json_values`, of lines that are objects."""
+    for number, fields in json_values(content, file):
+        if not isinstance(fields, dict):
+            raise UserError(
+                f"{path_text(file)}:{number}: expected an object, not {json.dumps(fields, ensure_ascii=False)[:40]!r}"
+            )
+        yield number, fields
 
 
 def json_lines(content: str, field: str, file: Place) -> Iterator[tuple[int, str]]:

@@ -30,16 +30,13 @@ class Labeller:
             ids, types = task.tokens(record, self.tokenizer, length)
             examples.append(Example(ids, ids, np.ones(len(ids), np.float32), types))
         rows = PackedRows(examples, length=length, source_length=length)
-        out_RC = np.zeros((len(records), task.outputs))
-        size = self.experiment.microbatch_size
+        row_R, start_R = rows.places()
+        place_R = start_R + [task.place(self.experiment.model, len(example.tokens)) for example in examples]
+        out_RC, size = np.zeros((len(records), task.outputs)), self.experiment.microbatch_size
         for index, batch in enumerate(rows.in_order(size)):
             log_p_BTC = np.asarray(self._run(params, batch))
-            for row, log_p_TC in enumerate(log_p_BTC):
-                number = index * size + row
-                if number < len(rows.rows):
-                    for example, start in zip(rows.rows[number], rows.starts(number), strict=True):
-                        place = start + task.place(self.experiment.model, len(examples[example].tokens))
-                        out_RC[example] = np.exp(log_p_TC[place], dtype=np.float64)
+            here = np.flatnonzero(row_R // size == index)
+            out_RC[here] = np.exp(log_p_BTC[row_R[here] % size, place_R[here]], dtype=np.float64)
         return out_RC
 
 

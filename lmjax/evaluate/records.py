@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lmjax.data.files import decode, matching, read_all
+from lmjax.data.sources import json_values
 from lmjax.errors import UserError, path_text
 from lmjax.places import Place, place
 
@@ -94,15 +95,8 @@ def files(path: str, option: str) -> Iterator[tuple[Place, str]]:
 
 
 def _lines(file: Place, content: str) -> Iterator[Record]:
-    # line feeds alone: JSON may hold U+2028 and others at which str.splitlines would cut
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, values in json_values(content, file):
         where = f"{path_text(file)}:{number}"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise UserError(f"{where}: {_short(values)}; expected an object of JSON")
         yield Record(values, where, file.name.split(".")[0])

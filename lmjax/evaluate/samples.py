@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import islice
 
-from lmjax.data.mixture import parts
+from lmjax.data.mixture import records_of
 from lmjax.data.sources import Record
 from lmjax.evaluate.labels import Labeller
 from lmjax.experiment import Experiment
@@ -18,15 +18,9 @@ def sampler(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[dict], st
     """params -> a text for samples.txt."""
     if not experiment.task.on_records:
         return lambda params: sample(experiment, params, tokenizer)
-    records = list(islice(held_out_records(experiment), SHOWN))
+    records = list(islice(records_of(experiment.data.source, "held_out"), SHOWN))
     labeller = Labeller(experiment, tokenizer)
     return lambda params: "\n".join(labelled(labeller, params, records))
-
-
-def held_out_records(experiment: Experiment):
-    """All of them, read again."""
-    for source, _ in parts(experiment.data.source):
-        yield from (record for split, record in source.split_records() if split == "held_out")
 
 
 def labelled(labeller: Labeller, params, records: list[Record]):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.data.batches import Rows
-from lmjax.data.mixture import parts
+from lmjax.data.mixture import parts, records_of
 from lmjax.data.packing import PackedRows
-from lmjax.data.sources import Record, Source
+from lmjax.data.sources import Source
 from lmjax.data.store import Store, joined, open_store
 from lmjax.data.windows import Windows
 from lmjax.errors import UserError
@@ -78,7 +78,7 @@ def _examples(experiment: Experiment, tokenizer: Tokenizer, known: list[str] | N
     for source, weight in sources:
         by_split = {"train": [], "held_out": []}
         for split, record in source.split_records():
-            by_split[split] += encoded(experiment, tokenizer, [record])
+            by_split[split] += experiment.task.encode(record, tokenizer, experiment.model, experiment.length)
         if not by_split["train"]:
             raise UserError(f"data.source {place(source)}: nothing to train on")
         rows.append((packed(experiment, by_split["train"], experiment.seed), weight))
@@ -100,12 +100,6 @@ def _examples(experiment: Experiment, tokenizer: Tokenizer, known: list[str] | N
     return Reading(rows, evaluated, fingerprints, tokens, kept)
 
 
-def encoded(experiment: Experiment, tokenizer: Tokenizer, records: list[Record]) -> list:
-    """The examples of these records, as the experiment's task reads them. Raises UserError as `encode` of the task."""
-    task, cfg = experiment.task, experiment.model
-    return [example for record in records for example in task.encode(record, tokenizer, cfg, experiment.length)]
-
-
 def packed(experiment: Experiment, examples: list, seed: int | None = None) -> PackedRows:
     return PackedRows(examples, length=experiment.length, source_length=experiment.source_length, seed=seed)
 
@@ -114,9 +108,8 @@ def texts(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[str]:
     """What a tokenizer may learn from, of these splits."""
     for source, _ in parts(experiment.data.source):
         if experiment.task.on_records:
-            for split, record in source.split_records():
-                if split in splits:
-                    yield from experiment.task.texts(record)
+            records = (record for split, record in source.split_records() if split in splits)
+            yield from (text for record in records for text in experiment.task.texts(record))
         else:
             yield from (document.text for split, document in source.split() if split in splits)
 
@@ -131,8 +124,7 @@ def held_out_lines(experiment: Experiment) -> str:
     if not experiment.task.on_records:
         lines = [{"text": text} for text in held_out_texts(experiment)]
     else:
-        sources = [source for source, _ in parts(experiment.data.source)]
-        lines = [record.fields for source in sources for split, record in source.split_records() if split == "held_out"]
+        lines = [record.fields for record in records_of(experiment.data.source, "held_out")]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
@@ -140,13 +132,7 @@ def fitted(experiment: Experiment) -> Experiment:
     """The experiment with what its task takes from the training records, such as the names of the labels."""
     if not experiment.task.on_records:
         return experiment
-    records = (
-        record
-        for source, _ in parts(experiment.data.source)
-        for split, record in source.split_records()
-        if split == "train"
-    )
-    return experiment.with_task(experiment.task.fitted(records))
+    return experiment.with_task(experiment.task.fitted(records_of(experiment.data.source, "train")))
 
 
 def place(source: Source) -> str:
