@@ -11,7 +11,7 @@ from lmjax.data.store import stream_of
 from lmjax.data.windows import Windows
 from lmjax.errors import UserError, path_text
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
-from lmjax.evaluate.labels import Labeller, judged
+from lmjax.evaluate.predictors import predictor
 from lmjax.experiment import Experiment
 from lmjax.loaded import Loaded, check_one_stack, load_model, needed_tokenizer, read_texts, with_weights
 from lmjax.places import Place, place
@@ -70,11 +70,11 @@ def on_records(loaded: Loaded, given: str | None, weights: str):
     """The figures of the run's task on a file of records. Raises UserError, with the file and the line."""
     experiment = loaded.experiment
     source = read_as(experiment.data.source, given or str(loaded.held_out))
-    labeller = Labeller(experiment, needed_tokenizer(loaded))
+    predict = predictor(experiment, needed_tokenizer(loaded))
     records = list(source.records())
     if not records:
         raise UserError(f"--data {path_text(given)}: there is no record in it")
-    return judged(labeller, with_weights(loaded, weights), records)
+    return predict.figures(records, predict(with_weights(loaded, weights), records))
 
 
 def with_context(experiment: Experiment, context: int | None) -> Experiment:

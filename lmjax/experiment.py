@@ -61,8 +61,9 @@ class Experiment:
     """name: of the run directory. topology: the devices that it is meant for, as `plan --topology` names them.
     batch_size: windows a step, over all devices. microbatches: parts that a batch is
     taken in, one after another, to save memory. evaluate_every, checkpoint_every, sample_every: in steps; each also
-    happens at the last step. keep_checkpoints: how many of the newest stay, beside the best. init_from: a run or a
-    Hugging Face directory whose parameters training starts with; its model must be this one. freeze: patterns of
+    happens at the last step. score_records: of how many held-out records an evaluation has the task's own figures too,
+    such as BLEU of what is generated. keep_checkpoints: how many of the newest stay, beside the best. init_from: a run
+    or a Hugging Face directory whose parameters training starts with; its model must be this one. freeze: patterns of
     paths of parameters, such as "embedding" or "blocks/attention/*", that stay as they are. adapter: what is trained
     in place of the model that init_from names, which a run with an adapter goes on needing. optimizer_memory: where
     the optimizer's state lies between updates, on the device or, pinned, on the host, which costs its way there and
@@ -84,6 +85,7 @@ class Experiment:
     evaluate_every: int = 250
     checkpoint_every: int = 250
     sample_every: int = 1000
+    score_records: int = 0
     keep_checkpoints: int = 2
     init_from: str | None = None
     freeze: tuple[str, ...] = ()
@@ -98,6 +100,8 @@ class Experiment:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if self.score_records < 0 or (self.score_records and not self.task.on_records):
+            raise ValueError(f"score_records is {self.score_records}; expected 0, or more for a task on records")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}; expected a number from 0 to 2**31 - 1")
         if not self.name or Path(self.name).name != self.name:

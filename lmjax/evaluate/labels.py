@@ -1,7 +1,5 @@
 """The labels that a trained model gives to records."""
 
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 
@@ -12,18 +10,28 @@ from lmjax.experiment import Experiment
 from lmjax.tasks.label_metrics import LabelFigures, label_figures
 from lmjax.tokenizers import Tokenizer
 
+CHARACTERS = 200
+
 
 class Labeller:
-    """Compiled once, for rows of the experiment's length; call it with parameters and records."""
+    """`predictors.Predictor` of the task Classification, for rows of the experiment's length."""
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
         self.experiment, self.tokenizer = experiment, tokenizer
         task, cfg = experiment.task, experiment.model
         self._run = fast_jit(lambda params, batch: jax.nn.log_softmax(task.logits(cfg, params, batch)))
 
-    def __call__(self, params, records: list[Record]) -> np.ndarray:
-        """(R, C): the probability of each label for each record; a label of the record is not looked at. Raises
-        UserError where a text is missing, empty or too long."""
+    def __call__(self, params, records: list[Record]) -> list[dict]:
+        """The most probable label, and the probabilities of all."""
+        labels = self.experiment.task.labels
+        return [
+            {"label": labels[int(p_C.argmax())], "probabilities": dict(zip(labels, p_C.tolist(), strict=True))}
+            for p_C in self.probabilities(params, records)
+        ]
+
+    def probabilities(self, params, records: list[Record]) -> np.ndarray:
+        """(R, C): the probability of each label for each record. Raises UserError where a text is missing, empty or too
+        long."""
         task, length = self.experiment.task, self.experiment.length
         examples = []
         for record in records:
@@ -39,10 +47,16 @@ class Labeller:
             out_RC[here] = np.exp(log_p_BTC[row_R[here] % size, place_R[here]], dtype=np.float64)
         return out_RC
 
+    def figures(self, records: list[Record], predictions: list[dict]) -> LabelFigures:
+        """Raises UserError where a record's label is missing or unknown."""
+        task = self.experiment.task
+        true = [task.number(record) for record in records]
+        predicted = [task.labels.index(prediction["label"]) for prediction in predictions]
+        return label_figures(task.labels, np.array(true), np.array(predicted))
 
-def judged(labeller: Labeller, params, records: Iterator[Record]) -> LabelFigures:
-    """The figures of records whose labels are known. Raises UserError as `Classification.encode`."""
-    task, records = labeller.experiment.task, list(records)
-    true = [task.number(record) for record in records]
-    predicted = labeller(params, records).argmax(axis=-1)
-    return label_figures(task.labels, np.array(true), predicted)
+    def told(self, record: Record, prediction: dict) -> str:
+        """The text, its label, and the probability that the model gives to its own."""
+        task, label = self.experiment.task, prediction["label"]
+        text = " | ".join(task.texts(record))[:CHARACTERS]
+        true = task.labels[task.number(record)]
+        return f"{text!r} is {true}; predicted {label} ({prediction['probabilities'][label]:.2f})"

@@ -1,32 +1,37 @@
 """What a run shows along the way: text that it writes, or what it makes of some held-out records."""
 
-from collections.abc import Callable
 from itertools import islice
 
 from lmjax.data.mixture import records_of
-from lmjax.data.sources import Record
-from lmjax.evaluate.labels import Labeller
+from lmjax.evaluate.predictors import predictor
 from lmjax.experiment import Experiment
 from lmjax.generate.text import sample
 from lmjax.tokenizers import Tokenizer
 
 SHOWN = 3
-CHARACTERS = 200
 
 
-def sampler(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[dict], str]:
-    """params -> a text for samples.txt."""
-    if not experiment.task.on_records:
-        return lambda params: sample(experiment, params, tokenizer)
-    records = list(islice(records_of(experiment.data.source, "held_out"), SHOWN))
-    labeller = Labeller(experiment, tokenizer)
-    return lambda params: "\n".join(labelled(labeller, params, records))
+class Samples:
+    """Of a run, compiled once."""
 
+    def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
+        self.experiment, self.tokenizer = experiment, tokenizer
+        self._predictor, self._records = None, []
+        if experiment.task.on_records:
+            self._predictor = predictor(experiment, tokenizer)
+            count = max(SHOWN, experiment.score_records)
+            self._records = list(islice(records_of(experiment.data.source, "held_out"), count))
 
-def labelled(labeller: Labeller, params, records: list[Record]):
-    """Each record's text, its label, and the probability that the model gives to it."""
-    task = labeller.experiment.task
-    for record, p_C in zip(records, labeller(params, records), strict=True):
-        best = int(p_C.argmax())
-        text = " | ".join(task.texts(record))[:CHARACTERS]
-        yield f"{text!r} is {task.labels[task.number(record)]}; predicted {task.labels[best]} ({p_C[best]:.2f})"
+    def text(self, params) -> str:
+        """For samples.txt."""
+        if self._predictor is None:
+            return sample(self.experiment, params, self.tokenizer)
+        records = self._records[:SHOWN]
+        return "\n".join(map(self._predictor.told, records, self._predictor(params, records)))
+
+    def scores(self, params) -> dict[str, float]:
+        """The figures of the first `score_records` held-out records; nothing where that is 0."""
+        if not self.experiment.score_records:
+            return {}
+        records = self._records[: self.experiment.score_records]
+        return self._predictor.figures(records, self._predictor(params, records)).metrics()

@@ -22,6 +22,9 @@ class LabelFigures:
     macro_f1: float
     macro_f1_interval: tuple[float, float] | None
 
+    def metrics(self) -> dict[str, float]:
+        return {"accuracy": self.accuracy, "macro_f1": self.macro_f1}
+
     def lines(self) -> list[str]:
         """As a user reads it."""
         count, width = sum(map(sum, self.confusion)), max(map(len, (*self.labels, CORNER)))

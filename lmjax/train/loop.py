@@ -13,7 +13,7 @@ from lmjax.checkpoint import Checkpoints
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
-from lmjax.evaluate.samples import sampler
+from lmjax.evaluate.samples import Samples
 from lmjax.experiment import Experiment
 from lmjax.loaded import read_texts
 from lmjax.places import Place
@@ -92,7 +92,7 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
     made, loss_of = predict(experiment, mesh, screen.say), compile_loss(experiment)
     rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=steps))(np.arange(steps)))
     change = experiment.task.change(prepared.tokenizer, experiment.seed)
-    sample = sampler(experiment, prepared.tokenizer)
+    samples = Samples(experiment, prepared.tokenizer)
     best = hosts.by_first("best", lambda: checkpoint.best_loss(run.checkpoints))
     here = local_rows(mesh, experiment.batch_size)
     place = partial(place_batch, mesh=mesh, rows=experiment.batch_size)
@@ -113,11 +113,11 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
                 report.settle()
                 model_params = trained.whole(experiment, state.params, frozen)
                 result = held_out(experiment, loss_of, model_params, prepared.reading.held_out, mesh, change)
-                report.evaluation(step, result.metrics())
+                report.evaluation(step, result.metrics() | samples.scores(model_params))
                 run.upload()
             if due(step, experiment.sample_every, steps):
                 report.settle()
-                text = sample(trained.whole(experiment, state.params, frozen))
+                text = samples.text(trained.whole(experiment, state.params, frozen))
                 report.sample(step, text)
             eval_loss = None if result is None else result.eval_loss
             better = eval_loss is not None and eval_loss < best

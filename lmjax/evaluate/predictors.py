@@ -1,0 +1,37 @@
+"""What a trained model makes of records, by its task: predictions as JSON objects, and how good they are."""
+
+from typing import Protocol
+
+from lmjax.data.sources import Record
+from lmjax.evaluate.labels import Labeller
+from lmjax.experiment import Experiment
+from lmjax.tokenizers import Tokenizer
+
+
+class Figures(Protocol):
+    """How good predictions are; a dataclass."""
+
+    def metrics(self) -> dict[str, float]:
+        """What metrics.jsonl has of it, by name."""
+
+    def lines(self) -> list[str]:
+        """As a user reads it."""
+
+
+class Predictor(Protocol):
+    """Compiled once; call it with a model's parameters and records."""
+
+    def __call__(self, params, records: list[Record]) -> list[dict]:
+        """A JSON object for each record; what a record has of the answer is not looked at. Raises UserError where a
+        record lacks what is read, or is too long."""
+
+    def figures(self, records: list[Record], predictions: list[dict]) -> Figures:
+        """Raises UserError where a record lacks its answer."""
+
+    def told(self, record: Record, prediction: dict) -> str:
+        """A record with its answer and the prediction, on one line."""
+
+
+def predictor(experiment: Experiment, tokenizer: Tokenizer) -> Predictor:
+    """Of the experiment's task, one on records."""
+    return Labeller(experiment, tokenizer)
