@@ -21,8 +21,9 @@ from lmjax.sharding import Mesh, build_mesh
 def run(options, step: int | str | None, result_file) -> int:
     """Prints the figures, and writes them to the file where there is one."""
     loaded = load_model(options.model, step)
-    check_one_stack(loaded, "evaluate")
     task = loaded.experiment.task
+    if not task.on_records:
+        check_one_stack(loaded, "evaluate")
     if task.on_records and options.text:
         raise UserError(f"--text: {type(task).__name__} is evaluated on records; expected --data FILE")
     if not task.on_records and options.data:

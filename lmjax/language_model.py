@@ -10,7 +10,6 @@ import numpy as np
 
 from lmjax.batching import Output, Reader, Score, Text, judged, scores
 from lmjax.generate.beam import way, write
-from lmjax.generate.text import prompt_ids
 from lmjax.loaded import load_model
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
@@ -20,6 +19,7 @@ from lmjax.models.transformer import apart
 from lmjax.places import Place
 from lmjax.text_to_text import TextToText
 from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.sides import prompt_ids
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -24,7 +24,10 @@ from lmjax.models.transformer import abstract_params, apart
 from lmjax.places import Place, Remote, place
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import placement
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.tokenizers import HuggingFace, Tokenizer
+from lmjax.tokenizers.sides import decoder_start
 
 HUB = "hf:"
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -75,6 +78,7 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
         print(f"{path_text(where)}: {note}")
     experiment = Experiment(
         name=re.sub(r"\W", "-", where.resolve().name) or "model", model=found.cfg,
+        task=Seq2Seq(start=found.start) if found.cfg.encoder_layers else CausalLM(),
         tokenizer=HuggingFace(path=str(where)),
         batch_size=8 if found.cfg.context <= 1024 else 1,
     )  # fmt: skip
@@ -135,7 +139,8 @@ def load_run(path: Place | str, step: int | str | None = None, mesh: jax.shardin
         params = trained.whole(experiment, params, base_params(run, experiment, mesh))
     tokenizer, start = run.tokenizer(), None
     if experiment.model.encoder_layers and tokenizer is not None:
-        start = tokenizer.policy.eos if tokenizer.policy.bos is None else tokenizer.policy.bos
+        start = getattr(experiment.task, "start", None)
+        start = decoder_start(tokenizer.policy) if start is None else start
     return Loaded(path, experiment, tokenizer, params, step, path / "held_out.jsonl", start)
 
 

@@ -213,7 +213,21 @@ class WarmupStableDecay(Schedule):
         return 1 - done * (1 - self.floor / self.peak)
 
 
-AnySchedule = Constant | Linear | Cosine | WarmupStableDecay
+@dataclass(frozen=True, kw_only=True)
+class InverseSquareRoot(Schedule):
+    """Down with one over the square root of the step (arXiv:1706.03762, section 5.3, where the peak is
+    (width x warm-up steps) ** -0.5). Needs a warm-up."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup == 0:
+            raise ValueError("warmup is 0; expected a share of the steps, above 0 to below 1")
+
+    def after_warmup(self, share):
+        return jnp.sqrt(self.warmup / (self.warmup + share * (1 - self.warmup)))
+
+
+AnySchedule = Constant | Linear | Cosine | WarmupStableDecay | InverseSquareRoot
 
 
 def transform(optimizer: Optimizer, schedule: AnySchedule, steps: int) -> optax.GradientTransformation:

@@ -10,12 +10,12 @@ import numpy as np
 from lmjax.batching import Output, Reader, Score, Text, judged, scores
 from lmjax.errors import UserError, path_text
 from lmjax.generate.beam import way, write
-from lmjax.generate.text import source_ids, target_ids
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.models.transformer import apart
 from lmjax.places import Place
 from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.sides import source_ids, target_ids
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 
 from lmjax.errors import UserError, path_text
-from lmjax.generate.text import prompt_ids
 from lmjax.interop.original import original_activations
 from lmjax.interop.verify import TOKENS, Report, activations, compare, random_tokens
 from lmjax.loaded import Loaded, check_one_stack, load_model, read_texts, resolve
 from lmjax.places import place
+from lmjax.tokenizers.sides import prompt_ids
 
 ORIGINAL = "transformers:"
 

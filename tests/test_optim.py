@@ -11,7 +11,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from lmjax import optim, trees
 from lmjax.models import transformer
-from lmjax.optim import Adafactor, AdamW, Constant, Cosine, Linear, Lion, Muon, WarmupStableDecay
+from lmjax.optim import Adafactor, AdamW, Constant, Cosine, InverseSquareRoot, Linear, Lion, Muon, WarmupStableDecay
 from tests import tiny
 
 SHAPES = {"a": {"kernel": (6, 4)}, "b": {"bias": (4,), "scale": (3,)}}
@@ -184,6 +184,18 @@ def test_other_schedules():
     wanted = [0.5, *[1.0] * 6, 0.875, 0.75, 0.625, 0.5]
     stable = WarmupStableDecay(peak=1.0, warmup=0.1, decay=4 / 9, floor=0.5)
     np.testing.assert_allclose(rates(stable), wanted, rtol=1e-5)
+
+
+def test_the_schedule_of_the_transformer():
+    """arXiv:1706.03762, equation 3, from the end of its warm-up on."""
+    width, warm, steps = 512, 4000, 100_000
+    schedule = InverseSquareRoot(peak=(width * warm) ** -0.5, warmup=warm / steps)
+    for step in (4000, 4001, 10_000, 99_999):
+        theirs = width**-0.5 * min(step**-0.5, step * warm**-1.5)
+        assert float(schedule.rate(step, steps)) == pytest.approx(theirs, rel=1e-5)
+    assert float(schedule.rate(1999, steps)) == pytest.approx(width**-0.5 * 2000 * warm**-1.5, rel=1e-3)
+    with pytest.raises(ValueError, match="warmup is 0"):
+        InverseSquareRoot(peak=1.0)
 
 
 @pytest.mark.parametrize("steps", [12, 13, 100, 5000])

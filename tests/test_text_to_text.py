@@ -110,7 +110,10 @@ def test_the_command_line(directory, model):
     for words, message in (
         (generate, "--prompt TEXT is needed"),
         (("verify", "--model", str(directory), "--against", str(directory)), "is an encoder-decoder"),
-        (("evaluate", "--model", str(directory), "--text", __file__), "is an encoder-decoder"),
+        (
+            ("evaluate", "--model", str(directory), "--text", __file__),
+            "Seq2Seq is evaluated on records; expected --data FILE",
+        ),
     ):
         code, _, errors = run(*words)
         assert code == 2 and message in errors and errors.count("\n") == 1

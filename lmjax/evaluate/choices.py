@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.data.templates import filled
 from lmjax.errors import UserError
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
 from lmjax.evaluate.records import Record, at
 from lmjax.evaluate.result import Figure, Result, share
-from lmjax.evaluate.settings import Settings, filled, follows
+from lmjax.evaluate.settings import Settings, follows
 from lmjax.language_model import LanguageModel
 from lmjax.tasks.text_metrics import bootstrap, confusion, label_f1, macro_f1, wilson
 

@@ -25,8 +25,8 @@ from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, prefix_ids, 
 from lmjax.evaluate.result import Figure, Result
 from lmjax.evaluate.writing import ids_of, write_until
 from lmjax.generate.sampling import choice
-from lmjax.generate.text import prompt_ids
 from lmjax.language_model import LanguageModel
+from lmjax.tokenizers.sides import prompt_ids
 
 # the seeds of its own command line: of `random`, of numpy, and of the sampler of shots
 SEED, OTHER_SEED = 0, 1234

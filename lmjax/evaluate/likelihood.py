@@ -20,13 +20,13 @@ import numpy as np
 from lmjax.compilation import fast_jit
 from lmjax.errors import UserError
 from lmjax.evaluate.progress import followed
-from lmjax.generate.text import prompt_ids
 from lmjax.interop.tokenizer_files import named_controls
 from lmjax.language_model import LanguageModel
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.sharding import place_batch, sizes_in_use
 from lmjax.tasks.loss import loss_chunk
+from lmjax.tokenizers.sides import prompt_ids
 
 # lengths are padded to these times powers of two: what is shorter is padding that a CPU computes
 SHORTEST_ON_CPU, SHORTEST = 32, 128

@@ -4,7 +4,10 @@ from typing import Protocol
 
 from lmjax.data.sources import Record
 from lmjax.evaluate.labels import Labeller
+from lmjax.evaluate.texts import Writer
 from lmjax.experiment import Experiment
+from lmjax.tasks.classification import Classification
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.tokenizers import Tokenizer
 
 
@@ -34,4 +37,5 @@ class Predictor(Protocol):
 
 def predictor(experiment: Experiment, tokenizer: Tokenizer) -> Predictor:
     """Of the experiment's task, one on records."""
-    return Labeller(experiment, tokenizer)
+    kinds = {Classification: Labeller, Seq2Seq: Writer}
+    return kinds[type(experiment.task)](experiment, tokenizer)

@@ -1,6 +1,5 @@
 """What the command line says about a suite, and the examples that stand before an example."""
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,11 +56,6 @@ class Settings:
         source = self.shots_from or "the other examples"
         shots = f"{self.shots}, of {source}, seed {self.seed}" if self.shots else "0"
         return {"shots": shots, "limit": self.limit}
-
-
-def filled(template: str, record: Record) -> str:
-    """The template with the record's texts in the place of {field}. Raises UserError as `Record.text`."""
-    return re.sub(r"\{(\w+)\}", lambda match: record.text(match[1]), template)
 
 
 def follows(context: str, answer: str) -> str:

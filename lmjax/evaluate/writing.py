@@ -1,26 +1,26 @@
 """Suites in which the model writes: the text that it continues a prompt with, against references."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
+from lmjax.data.templates import filled
 from lmjax.errors import UserError
 from lmjax.evaluate.likelihood import prefix_ids, protocol_of
 from lmjax.evaluate.progress import followed
 from lmjax.evaluate.records import Record, at
 from lmjax.evaluate.result import Figure, Result, share
-from lmjax.evaluate.settings import SEPARATOR, Settings, filled, follows
-from lmjax.generate.decode import generate
+from lmjax.evaluate.settings import SEPARATOR, Settings, follows
+from lmjax.generate.many import write_all
 from lmjax.generate.sampling import Choice, choice
-from lmjax.generate.text import prompt_ids
 from lmjax.language_model import LanguageModel
 from lmjax.tasks import text_metrics
 from lmjax.tasks.text_metrics import Interval, bootstrap, standard_error
+from lmjax.tokenizers.sides import prompt_ids
 
 NEW_TOKENS = 64
-ROWS_ON_CPU, ROWS = 8, 64
 
 
 class Written(NamedTuple):
@@ -44,18 +44,13 @@ def write_until(
     room = model.cfg.context - max_new_tokens
     if room < 1:
         raise UserError(f"{max_new_tokens} new tokens leave no room for a prompt in a context of {model.cfg.context}")
-    kept, texts = [one[-room:] for one in ids], [""] * len(ids)
-    # rows of like lengths together; always as many, so that few programs are compiled
-    B = ROWS_ON_CPU if jax.default_backend() == "cpu" else ROWS
-    order = np.argsort([len(one) for one in kept], kind="stable")[::-1]
-    for index in followed([order[i : i + B] for i in range(0, len(order), B)], len(order), len):
-        rows = [kept[i] for i in [*index, *[index[-1]] * (B - len(index))]]
-        news = generate(
-            model.cfg, model.params, rows, max_new_tokens=max_new_tokens, how=how, seed=seed,
-            stops=model.tokenizer.policy.stops, known=model.tokenizer.vocab_size,
-        )  # fmt: skip
-        for i, new in zip(index, news, strict=False):
-            texts[i] = _up_to(_decoded(model, kept[i], new), stops)
+    kept = [one[-room:] for one in ids]
+    news = write_all(
+        model.cfg, model.params, kept, how, max_new_tokens=max_new_tokens, seed=seed,
+        stops=model.tokenizer.policy.stops, known=model.tokenizer.vocab_size,
+        followed=partial(followed, total=len(kept), size=len),
+    )  # fmt: skip
+    texts = [_up_to(_decoded(model, before, new), stops) for before, new in zip(kept, news, strict=True)]
     return Written(texts, sum(len(one) > room for one in ids))
 
 

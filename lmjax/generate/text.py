@@ -8,23 +8,7 @@ from lmjax.generate.beam import Beam, write
 from lmjax.generate.sampling import Choice, choice
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.chat import chat_ids
-
-
-def prompt_ids(prompt: str, tokenizer: Tokenizer) -> np.ndarray:
-    """A prompt as the beginning of a document: BOS first where the policy has it."""
-    ids = tokenizer.encode(prompt)
-    return ids if tokenizer.policy.bos is None else np.concatenate([[tokenizer.policy.bos], ids]).astype(ids.dtype)
-
-
-def source_ids(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """What an encoder reads of a text: a whole document."""
-    return tokenizer.encode_document(text)
-
-
-def target_ids(text: str, tokenizer: Tokenizer, start: int) -> np.ndarray:
-    """What a decoder reads and writes of a text: it begins with `start`, and ends with EOS where there is one."""
-    end = [] if tokenizer.policy.eos is None else [tokenizer.policy.eos]
-    return np.concatenate([[start], tokenizer.encode(text), end]).astype(np.int32)
+from lmjax.tokenizers.sides import prompt_ids, source_ids
 
 
 def answers(

@@ -1,13 +1,12 @@
 """Maximum likelihood of the next token: sum over t of log p(w_t | w_<t)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from lmjax.data.batch import Batch
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
-from lmjax.sharding import sizes_in_use
-from lmjax.tasks.loss import Loss, Routed, loss_chunk, vocabulary_loss
+from lmjax.tasks.loss import Chunk, Loss, Routed, check_loss, chunk_of, vocabulary_loss
 from lmjax.tokenizers import Tokenizer
 
 
@@ -22,10 +21,9 @@ class CausalLM:
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-    loss_chunk: int | Literal["auto"] | None = "auto"
+    loss_chunk: Chunk = "auto"
 
     on_records: ClassVar[bool] = False
-    has_source: ClassVar[bool] = False
     has_types: ClassVar[bool] = False
     outputs: ClassVar[int] = 0
 
@@ -33,14 +31,13 @@ class CausalLM:
         """Raises ValueError where the model cannot do this task."""
         if not cfg.causal:
             raise ValueError("task CausalLM predicts a token from those before it; expected model.causal to be True")
+        if cfg.encoder_layers:
+            raise ValueError("task CausalLM has no source for an encoder; expected model.encoder_layers to be 0")
 
     def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to below 1")
+        check_loss(self.label_smoothing, self.loss_chunk)
         if self.z_loss < 0:
             raise ValueError(f"z_loss is {self.z_loss}; expected 0 or more")
-        if isinstance(self.loss_chunk, int) and self.loss_chunk < 1:
-            raise ValueError(f"loss_chunk is {self.loss_chunk}; expected a positive number")
 
     def change(self, tokenizer: Tokenizer, seed: int) -> None:
         """Batches are read as they are."""
@@ -67,9 +64,7 @@ class CausalLM:
 
     def chunk(self, rows: int, length: int, vocab: int) -> int | None:
         """The places of a row at one time, in microbatches of so many rows on the mesh in use; None: all."""
-        if self.loss_chunk == "auto":
-            return loss_chunk(rows, length, vocab, sizes_in_use())
-        return self.loss_chunk
+        return chunk_of(self.loss_chunk, rows, length, vocab)
 
     def _loss(self, cfg: ModelConfig, params, batch: Batch, hidden_BTD, **kind) -> Loss:
         matrix_VD = transformer.unembedding(cfg, params)

@@ -15,7 +15,7 @@ from lmjax.data.sources import Record
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
-from lmjax.tasks.loss import Loss, cross_entropy
+from lmjax.tasks.loss import Loss, check_loss, cross_entropy
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.pairs import encode_pair
 
@@ -41,16 +41,16 @@ class Classification:
     label_smoothing: float = 0.0
 
     on_records: ClassVar[bool] = True
-    has_source: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to below 1")
+        check_loss(self.label_smoothing)
         if self.labels is not None and (len(set(self.labels)) != len(self.labels) or len(self.labels) < 2):
             raise ValueError(f"labels are {self.labels}; expected two or more different ones")
 
     def check(self, cfg: ModelConfig) -> None:
         """Raises ValueError where the model cannot do this task."""
+        if cfg.encoder_layers:
+            raise ValueError("task Classification reads one stack; expected model.encoder_layers to be 0")
         if self.pooling == "first" and cfg.causal:
             raise ValueError("task.pooling is first, and of a causal model the first token has seen no other")
 
@@ -87,7 +87,9 @@ class Classification:
             raise UserError(f"{record.where}: {self.label!r} is {str(value)[:40]!r}; expected a label")
         return str(value)
 
-    def encode(self, record: Record, tokenizer: Tokenizer, cfg: ModelConfig, length: int) -> list[Example]:
+    def encode(
+        self, record: Record, tokenizer: Tokenizer, cfg: ModelConfig, length: int, source_length: int | None = None
+    ) -> list[Example]:
         """One example. Raises UserError where the text is too long or empty, or its label unknown."""
         label = self.number(record)
         tokens, types = self.tokens(record, tokenizer, length)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from lmjax.sharding import constrain, share, sizes_in_use
 # of float32 logits that one device holds at a time. A chunk reads and writes the whole gradient of the matrix, so it
 # wants some 500 places to be bound by its products: at 128k entries those are these 256 MiB
 LOGIT_BYTES = 2**28
+# places whose logits exist at one time; None: all of a row
+Chunk = int | Literal["auto"] | None
 
 
 @jax.tree_util.register_dataclass
@@ -65,6 +68,19 @@ def cross_entropy(logits_V, targets, weights, *, label_smoothing: float = 0.0, z
     if z_loss:
         nats = nats + z_loss * log_z**2
     return Loss(jnp.sum(nats * weights), jnp.sum(weights))
+
+
+def check_loss(label_smoothing: float, chunk: Chunk = None) -> None:
+    """Raises ValueError for a setting of a task that is out of range."""
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; expected a number from 0 to below 1")
+    if isinstance(chunk, int) and chunk < 1:
+        raise ValueError(f"loss_chunk is {chunk}; expected a positive number")
+
+
+def chunk_of(chunk: Chunk, rows: int, length: int, vocab: int) -> int | None:
+    """A task's `loss_chunk` for microbatches of so many rows on the mesh in use; None: all places at one time."""
+    return loss_chunk(rows, length, vocab, sizes_in_use()) if chunk == "auto" else chunk
 
 
 def loss_chunk(rows: int, length: int, vocab: int, sizes: dict[str, int]) -> int | None:

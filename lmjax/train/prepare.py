@@ -12,13 +12,13 @@ from lmjax.data.batches import Batches
 from lmjax.data.mixture import parts
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
-from lmjax.generate.text import prompt_ids
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import build_mesh
 from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.sides import prompt_ids
 from lmjax.train import reading
 from lmjax.train.reading import Reading
-from lmjax.train.start import fitting, rooted
+from lmjax.train.start import fitting, rooted, start_of, starting
 from lmjax.train.step import check_split, kernel
 
 
@@ -58,6 +58,7 @@ def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] |
         experiment = rooted(experiment)
         # a run that has begun needs what it started from no more
         experiment = experiment.with_vocab(begun.model.vocab) if begun else fitting(experiment, tokenizer)
+        experiment = starting(experiment, getattr(begun.task, "start", None) if begun else start_of(experiment))
     experiment = experiment.with_vocab(tokenizer.vocab_size)
     read = reading.read(experiment, tokenizer, known)
     # a prompt that cannot be encoded is found now, not at the first sample

@@ -75,10 +75,11 @@ def _kept(stores: list[Store]) -> str:
 def _examples(experiment: Experiment, tokenizer: Tokenizer, known: list[str] | None) -> Reading:
     sources = parts(experiment.data.source)
     rows, held_out, tokens = [], [], {"train": [], "held_out": []}
+    encode = experiment.task.encode
     for source, weight in sources:
         by_split = {"train": [], "held_out": []}
         for split, record in source.split_records():
-            by_split[split] += experiment.task.encode(record, tokenizer, experiment.model, experiment.length)
+            by_split[split] += encode(record, tokenizer, experiment.model, experiment.length, experiment.source_length)
         if not by_split["train"]:
             raise UserError(f"data.source {place(source)}: nothing to train on")
         rows.append((packed(experiment, by_split["train"], experiment.seed), weight))

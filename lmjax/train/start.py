@@ -17,6 +17,7 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.positions import Learned
 from lmjax.places import Place, is_url
 from lmjax.run_directory import RunDirectory
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.tokenizers import Tokenizer
 
 
@@ -60,6 +61,22 @@ def rooted(experiment: Experiment) -> Experiment:
     if experiment.adapter is None or is_url(base) or base.startswith(HUB):
         return experiment
     return replace(experiment, init_from=str(Path(base).absolute()))
+
+
+def start_of(experiment: Experiment) -> int | None:
+    """The id with which the decoder of what training starts from begins."""
+    place = resolve(experiment.init_from)
+    if (place / "experiment.json").is_file():
+        return getattr(RunDirectory(place).experiment().task, "start", None)
+    return None if is_peft(place) else open_checkpoint(place).start
+
+
+def starting(experiment: Experiment, start: int | None) -> Experiment:
+    """With this id for the decoder of a task that has none of its own."""
+    task = experiment.task
+    if not isinstance(task, Seq2Seq) or task.start is not None or not experiment.model.encoder_layers:
+        return experiment
+    return replace(experiment, task=replace(task, start=start))
 
 
 def _model_and_tokenizer(place: Place) -> tuple[ModelConfig, Tokenizer | None]:

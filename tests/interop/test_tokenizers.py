@@ -10,12 +10,12 @@ import tokenizers as hf
 
 from lmjax.data.sources import PythonLibrary
 from lmjax.errors import UserError
-from lmjax.generate.text import prompt_ids
 from lmjax.interop.tokenizer_export import hugging_face_files
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.interop.write import export
 from lmjax.loaded import load_model
 from lmjax.tokenizers import Bytes, Characters, HuggingFace, SentencePiece
+from lmjax.tokenizers.sides import prompt_ids
 from tests import tiny
 from tests.interop.directories import LLAMA, gpt2_tokenizer_files, params_of
 

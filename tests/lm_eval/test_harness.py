@@ -14,7 +14,7 @@ from lmjax.evaluate.rolling import Perplexity
 from lmjax.evaluate.settings import Settings
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import choice
-from lmjax.generate.text import prompt_ids
+from lmjax.tokenizers.sides import prompt_ids
 from tests import tiny
 from tests.evaluate.models import byte_model
 from tests.lm_eval import local_tasks

@@ -12,11 +12,11 @@ import transformers
 
 import lmjax
 from lmjax.data.sources import PythonLibrary
-from lmjax.generate.text import prompt_ids
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.interop.write import export
 from lmjax.tokenizers import Bytes, Characters, SentencePiece, SentencePieceTokenizer
 from lmjax.tokenizers.chat import chat_ids
+from lmjax.tokenizers.sides import prompt_ids
 from tests import tiny
 from tests.interop.directories import gpt2_tokenizer_files, params_of
 from tests.test_chat import CHATML

@@ -1,0 +1,80 @@
+"""The texts that a trained model writes for records."""
+
+import numpy as np
+
+from lmjax.compilation import fast_jit
+from lmjax.data.packing import Example, PackedRows
+from lmjax.data.sources import Record
+from lmjax.errors import UserError
+from lmjax.experiment import Experiment
+from lmjax.generate.beam import way
+from lmjax.generate.many import write_all
+from lmjax.models import transformer
+from lmjax.tasks.text_figures import AnswerFigures, TranslationFigures, answer_figures, translation_figures
+from lmjax.tokenizers import Tokenizer
+
+ROWS = 32
+CHARACTERS = 200
+
+
+class Writer:
+    """`predictors.Predictor` of the task Seq2Seq: the text of a search, and how probable the model finds it."""
+
+    def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
+        self.experiment, self.tokenizer = experiment, tokenizer
+        self._score = fast_jit(lambda params, batch: experiment.task.log_probabilities(experiment.model, params, batch))
+
+    def __call__(self, params, records: list[Record]) -> list[dict]:
+        """The text, and the sum of its tokens' log-probabilities, EOS included."""
+        task, cfg, tokenizer = self.experiment.task, self.experiment.model, self.tokenizer
+        both = [task.prompt(record, tokenizer, cfg) for record in records]
+        prompts, sources = [prompt for prompt, _ in both], [source for _, source in both]
+        room = cfg.context - max(map(len, prompts))
+        if room < 1:
+            longest = records[int(np.argmax([len(prompt) for prompt in prompts]))]
+            raise UserError(f"{longest.where}: a source as long as model.context, {cfg.context}; no text follows it")
+        room = min(room, self.experiment.length)
+        how = way(beams=task.beams, length_penalty=task.length_penalty)
+        news = write_all(
+            cfg, transformer.apart(params), prompts, how, sources=sources if cfg.encoder_layers else None, rows=ROWS,
+            max_new_tokens=room, stops=tokenizer.policy.stops, known=tokenizer.vocab_size,
+        )  # fmt: skip
+        scores = self._log_probabilities(params, prompts, sources, news)
+        return [
+            {"text": tokenizer.decode(new), "log_probability": float(score)}
+            for new, score in zip(news, scores, strict=True)
+        ]
+
+    def _log_probabilities(self, params, prompts, sources, news) -> np.ndarray:
+        examples, eos = [], self.tokenizer.policy.eos
+        for prompt, source, new in zip(prompts, sources, news, strict=True):
+            whole = np.concatenate([prompt, new, [eos]]).astype(np.int32)
+            weights = (np.arange(len(whole) - 1) >= len(prompt) - 1).astype(np.float32)
+            examples.append(Example(whole[:-1], whole[1:], weights, None, source))
+        # as in training, where the texts are not longer
+        length, source_length = self.experiment.length, self.experiment.source_length
+        length = max(length, *(len(example.tokens) for example in examples))
+        source_length = max(source_length, *(len(source) for source in sources if source is not None), 0)
+        rows = PackedRows(examples, length=length, source_length=source_length)
+        row_R, start_R = rows.places()
+        size = self.experiment.microbatch_size
+        log_p_RT = np.concatenate([np.asarray(self._score(params, batch)) for batch in rows.in_order(size)])
+        return np.array(
+            [
+                (log_p_RT[row, start : start + len(example.tokens)] * example.weights).sum(dtype=np.float64)
+                for row, start, example in zip(row_R, start_R, examples, strict=True)
+            ]
+        )
+
+    def figures(self, records: list[Record], predictions: list[dict]) -> TranslationFigures | AnswerFigures:
+        """Raises UserError where a record has no reference."""
+        task = self.experiment.task
+        references = [task.references(record) for record in records]
+        texts = [prediction["text"] for prediction in predictions]
+        return (translation_figures if task.figures == "translation" else answer_figures)(texts, references)
+
+    def told(self, record: Record, prediction: dict) -> str:
+        """What was read, what is right, what was written."""
+        task = self.experiment.task
+        source, right = (text[:CHARACTERS] for text in task.texts(record))
+        return f"{source!r}: {prediction['text']!r}; right is {right!r}"

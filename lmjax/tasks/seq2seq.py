@@ -1,0 +1,149 @@
+"""A text for a text: translation, summaries, answers to questions; by an encoder and a decoder, or a decoder alone."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data.batch import Batch
+from lmjax.data.packing import Example
+from lmjax.data.sources import Record
+from lmjax.data.templates import filled
+from lmjax.errors import UserError
+from lmjax.models import transformer
+from lmjax.models.config import ModelConfig
+from lmjax.tasks.loss import Chunk, Loss, check_loss, chunk_of, vocabulary_loss
+from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.sides import decoder_start, prompt_ids, source_ids, target_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2Seq:
+    """log p(target | source) of every token of the target and of EOS behind it (arXiv:1409.3215, equation 1).
+
+    source: a template with fields in braces, which the encoder reads, or, where there is none, the decoder before
+    the target; there it ends with `separator`. target: the name of the field with the text to write: a text, a list of
+    texts of which the first is learnt and any is right, or SQuAD's answers. label_smoothing, loss_chunk: as CausalLM's.
+    too_long: what becomes of a training example with more tokens than a row: an error, or it is left out.
+
+    start: the id that the decoder beside an encoder begins with; None: that of the model which init_from names,
+    otherwise BOS, or EOS where there is none. figures: what is said of texts that are written: BLEU and chrF, or
+    SQuAD's exact match and F1. beams, length_penalty: of the search that writes them (`generate/beam.py`); 1 beam:
+    greedily.
+    """
+
+    source: str = "{source}"
+    target: str = "target"
+    separator: str = " => "
+    label_smoothing: float = 0.0
+    loss_chunk: Chunk = "auto"
+    too_long: Literal["error", "drop"] = "error"
+    figures: Literal["translation", "answers"] = "translation"
+    beams: int = 1
+    length_penalty: float = 1.0
+    start: int | None = None
+
+    on_records: ClassVar[bool] = True
+    has_types: ClassVar[bool] = False
+    outputs: ClassVar[int] = 0
+
+    def __post_init__(self):
+        check_loss(self.label_smoothing, self.loss_chunk)
+        if self.beams < 1:
+            raise ValueError(f"beams is {self.beams}; expected a positive number")
+
+    def check(self, cfg: ModelConfig) -> None:
+        """Raises ValueError where the model cannot do this task."""
+        if not cfg.causal:
+            raise ValueError("task Seq2Seq writes a text; expected model.causal to be True")
+
+    def chunk(self, rows: int, length: int, vocab: int) -> int | None:
+        """As `CausalLM.chunk`."""
+        return chunk_of(self.loss_chunk, rows, length, vocab)
+
+    def change(self, tokenizer: Tokenizer, seed: int) -> None:
+        """Batches are read as they are."""
+
+    def texts(self, record: Record) -> list[str]:
+        """What a tokenizer may learn from: both sides."""
+        return [filled(self.source, record), self.references(record)[0]]
+
+    def fitted(self, records) -> "Seq2Seq":
+        """There is nothing to take from the records."""
+        return self
+
+    def references(self, record: Record) -> list[str]:
+        """The right texts. Raises UserError where there is none."""
+        value = record.field(self.target)
+        if isinstance(value, str):
+            return [record.text(self.target)]
+        texts = [one["text"] if isinstance(one, dict) and "text" in one else one for one in value or ()]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{record.where}: {self.target!r} is {str(value)[:40]!r}; expected a text, or several")
+        return texts
+
+    def prompt(self, record: Record, tokenizer: Tokenizer, cfg: ModelConfig) -> tuple[np.ndarray, np.ndarray | None]:
+        """(what the decoder reads before the first token that it writes, what the encoder reads; None: there is
+        none). Raises UserError where the text is missing or the encoder's longer than the model allows."""
+        if tokenizer.policy.eos is None:
+            raise UserError("task Seq2Seq: the tokenizer has no EOS, behind which a text that is written would end")
+        text = filled(self.source, record)
+        if not cfg.encoder_layers:
+            return prompt_ids(text + self.separator, tokenizer), None
+        source = source_ids(text, tokenizer)
+        if len(source) > cfg.context:
+            raise UserError(f"{record.where}: a source of {len(source)} tokens; model.context is {cfg.context}")
+        start = decoder_start(tokenizer.policy) if self.start is None else self.start
+        return np.array([start], np.int32), source
+
+    def encode(
+        self, record: Record, tokenizer: Tokenizer, cfg: ModelConfig, length: int, source_length: int | None = None
+    ) -> list[Example]:
+        """One example, or none where it is left out. source_length: of the encoder's rows; None: as length. Raises
+        UserError where a side is too long or missing."""
+        before, source = self.prompt(record, tokenizer, cfg)
+        whole = np.concatenate([before[:-1], target_ids(self.references(record)[0], tokenizer, before[-1])])
+        tokens, targets = whole[:-1], whole[1:]
+        weights = (np.arange(len(tokens)) >= len(before) - 1).astype(np.float32)
+        for side, ids, room in (("the target", tokens, length), ("the source", source, source_length or length)):
+            if ids is not None and len(ids) > room:
+                if self.too_long == "drop":
+                    return []
+                raise UserError(
+                    f"{record.where}: {side} has {len(ids)} tokens; a row has {room} (task.too_long=drop leaves it out)"
+                )
+        return [Example(tokens.astype(np.int32), targets, weights, None, source)]
+
+    def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
+        """With dropout and smoothing where they are asked for."""
+        key = dropout_key if cfg.dropout else None
+        return self._loss(cfg, params, batch, key, label_smoothing=self.label_smoothing)
+
+    def held_out_loss(self, cfg: ModelConfig, params, batch: Batch) -> Loss:
+        """The plain negative log-likelihood of the targets."""
+        return self._loss(cfg, params, batch, None)
+
+    def log_probabilities(self, cfg: ModelConfig, params, batch: Batch) -> jax.Array:
+        """(B, T) of each place's target."""
+        hidden_BTD = self._hidden(cfg, params, batch, None)
+        logits_BTV = transformer.logits(transformer.unembedding(cfg, params), hidden_BTD, cfg.logit_cap)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), batch.targets_BT[..., None], axis=-1)[..., 0]
+
+    def _loss(self, cfg: ModelConfig, params, batch: Batch, key, **kind) -> Loss:
+        return vocabulary_loss(
+            self._hidden(cfg, params, batch, key), transformer.unembedding(cfg, params), batch.targets_BT,
+            batch.weights_BT, chunk=self.chunk(*batch.targets_BT.shape, cfg.vocab), cap=cfg.logit_cap, **kind,
+        )  # fmt: skip
+
+    def _hidden(self, cfg: ModelConfig, params, batch: Batch, key) -> jax.Array:
+        source = None
+        if batch.source is not None:
+            read = batch.source
+            tokens = (read.tokens_BS, read.positions_BS, read.segments_BS)
+            source = transformer.encode(cfg, params, *tokens, dropout_key=key)
+        hidden_BTD, _ = transformer.trained(
+            cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, source=source, dropout_key=key
+        )
+        return hidden_BTD
