@@ -8,13 +8,14 @@ VERBS = {
     "train": "train a model, or go on with a run (the default)",
     "data": "show what the model sees: decoded windows and the tokenizer's round trip",
     "evaluate": "score a text: loss, perplexity, bits per byte; or a suite of examples",
+    "predict": "what a model of labels, answers or translations makes of every record of a file",
     "generate": "continue a prompt",
     "export": "write a run as a Hugging Face directory, which transformers loads",
     "plan": "say what a run needs: memory, time, money, on devices that need not be here",
     "verify": "compare two models layer by layer and name the first site where they part",
 }
 
-FROM_MODEL = ("evaluate", "generate", "export", "verify")
+FROM_MODEL = ("evaluate", "predict", "generate", "export", "verify")
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,7 +55,7 @@ def parser_for(verb: str) -> Parser:
         kinds = "a run, a Hugging Face directory, or PEFT's of a LoRA; a URL of one, or hf:NAME"
         add("--model", required=True, metavar="PATH", help=kinds)
         add("--step", default=None, metavar="N|best", help="which checkpoint (default: the newest good one)")
-    if verb in ("evaluate", "generate"):
+    if verb in ("evaluate", "predict", "generate"):
         kinds = ("float32", "bfloat16", "int8")
         add("--weights", default="float32", choices=kinds, help="fewer bytes to read a token (default: float32)")
     if verb == "evaluate":
@@ -62,6 +63,14 @@ def parser_for(verb: str) -> Parser:
         add("--json", metavar="FILE", help="write the figures here too")
         add("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
         suite_options(parser)
+    if verb == "predict":
+        add("--input", required=True, metavar="FILE", help="JSON lines, a table, or a text of which each line is read")
+        add(
+            "--output",
+            required=True,
+            metavar="FILE",
+            help="JSON lines, one for each record (FILE.partial until all are)",
+        )
     if verb == "export":
         add("--to", required=True, metavar="DIR", help="a directory that does not exist yet, or is empty")
         add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32")

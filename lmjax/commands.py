@@ -16,8 +16,8 @@ def run(verb: str, options, others: list[str]) -> int:
     prepare_libraries()
     try:
         verbs = {
-            "train": train, "data": show_data, "evaluate": evaluate, "generate": generate, "export": export,
-            "verify": verify, "plan": plan,
+            "train": train, "data": show_data, "evaluate": evaluate, "predict": predict, "generate": generate,
+            "export": export, "verify": verify, "plan": plan,
         }  # fmt: skip
         return verbs[verb](options, overrides(others))
     except UserError as error:
@@ -169,6 +169,12 @@ def generate(options, _) -> int:
     return 0
 
 
+def predict(options, _) -> int:
+    from lmjax import predicting
+
+    return predicting.run(options, _step(options.step), _new_file("--output", options.output))
+
+
 def export(options, _) -> int:
     from lmjax.interop.write import export as write
     from lmjax.loaded import load_model
@@ -227,9 +233,14 @@ def _result_file(text: str | None) -> Path | None:
     """Where the figures of --json go, seen before they are computed."""
     if text is None:
         return None
-    file = _local("--json", text)
+    return _new_file("--json", text)
+
+
+def _new_file(option: str, text: str) -> Path:
+    """A file that can be written."""
+    file = _local(option, text)
     if file.is_dir() or not file.absolute().parent.is_dir():
-        raise UserError(f"--json {path_text(text)}: expected a file in a directory that exists")
+        raise UserError(f"{option} {path_text(text)}: expected a file in a directory that exists")
     return file
 
 

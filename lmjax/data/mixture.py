@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from lmjax.data.records import Parallel, Squad, Table
+from lmjax.data.records import Lines, Parallel, Squad, Table
 from lmjax.data.sources import FileSource, JsonLines, PythonLibrary, Record, Source, Split, TextFiles, Tfds
+from lmjax.errors import UserError, path_text
 
 OneSource = TextFiles | JsonLines | Tfds | PythonLibrary | Table | Parallel | Squad
 
@@ -57,3 +58,15 @@ def read_as(source: AnySource, path: str) -> Source:
     if not isinstance(first, FileSource):
         return Table(path=path)
     return replace(first, path=tuple(path.split(",")) if isinstance(first, Parallel) else path)
+
+
+def read_for(task, source: AnySource, path: str) -> Source:
+    """As `read_as`; of a file that is neither JSON nor a table each line is the one field that the task reads."""
+    suffixes = set(PurePosixPath(path).suffixes)
+    (first, _), *_ = parts(source)
+    if suffixes & {".jsonl", ".tsv", ".csv"} or isinstance(first, Squad):
+        return read_as(source, path) if not isinstance(first, Parallel) or ".jsonl" in suffixes else Table(path=path)
+    if len(task.fields) != 1:
+        names = ", ".join(map(repr, task.fields))
+        raise UserError(f"{path_text(path)}: a line has one text, and the model reads {names}; expected .jsonl or .tsv")
+    return Lines(path=path, field=task.fields[0])

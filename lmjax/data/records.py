@@ -92,6 +92,20 @@ class Parallel(FileSource):
                 yield Record(f"{name}:{number}", where, {"source": one, "target": other})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """Every line of a text file, blank ones too, as a record of one field."""
+
+    path: str
+    field: str
+
+    def records(self) -> Iterator[Record]:
+        """In their order. Raises UserError where the file cannot be read."""
+        for name, file in matching(self.path):
+            for number, line in enumerate(_lines(file), 1):
+                yield Record(f"{name}:{number}", f"{path_text(file)}:{number}", {self.field: line})
+
+
 def _lines(file) -> list[str]:
     content = decode(read_bytes(file), file, "strict")
     return [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")] if content else []

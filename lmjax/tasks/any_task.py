@@ -1,7 +1,8 @@
 """What a model can be trained for: each task is one file, with what it reads of a record, its loss and its scores.
 
 on_records: whether it reads records by named fields (`data/records.py`), or documents as one stream of tokens.
-has_types: whether its batches have that part. outputs: numbers that it needs of the model's head.
+fields: of a record, what a task on records reads. has_types: whether its batches have that part. outputs: numbers that
+it needs of the model's head.
 """
 
 from lmjax.tasks.causal_lm import CausalLM

@@ -66,9 +66,14 @@ class Classification:
     def has_types(self) -> bool:
         return self.second is not None
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Of a record, what the model reads."""
+        return (self.text,) if self.second is None else (self.text, self.second)
+
     def texts(self, record: Record) -> list[str]:
         """What a tokenizer may learn from."""
-        return [record.text(name) for name in (self.text, self.second) if name is not None]
+        return [record.text(name) for name in self.fields]
 
     def fitted(self, records: Iterable[Record]) -> "Classification":
         """With the labels of the training records. Raises UserError where one of those named has no record."""

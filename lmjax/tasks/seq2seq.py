@@ -10,7 +10,7 @@ import numpy as np
 from lmjax.data.batch import Batch
 from lmjax.data.packing import Example
 from lmjax.data.sources import Record
-from lmjax.data.templates import filled
+from lmjax.data.templates import filled, names
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
@@ -65,6 +65,11 @@ class Seq2Seq:
 
     def change(self, tokenizer: Tokenizer, seed: int) -> None:
         """Batches are read as they are."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Of a record, what the model reads."""
+        return tuple(names(self.source))
 
     def texts(self, record: Record) -> list[str]:
         """What a tokenizer may learn from: both sides."""
