@@ -111,7 +111,7 @@ def evaluate(options, _) -> int:
 
     if options.suite:
         return evaluate_suite(options)
-    of_suites = [name for name in OF_SUITES if name != "data" and getattr(options, name) is not None]
+    of_suites = [name for name in OF_SUITES if getattr(options, name) is not None]
     if of_suites:
         raise UserError(f"--{of_suites[0]}: expected --suite NAME too")
     return evaluating.run(options, _step(options.step), _result_file(options.json))
