@@ -21,8 +21,9 @@ from lmjax.sharding import Mesh, build_mesh
 def run(options, step: int | str | None, result_file) -> int:
     """Prints the figures, and writes them to the file where there is one."""
     loaded = load_model(options.model, step)
-    check_one_stack(loaded, "evaluate")
     task = loaded.experiment.task
+    if not task.on_records:
+        check_one_stack(loaded, "evaluate")
     if task.on_records and options.text:
         raise UserError(f"--text: {type(task).__name__} is evaluated on records; expected --data FILE")
     if not task.on_records and options.data:
@@ -83,7 +84,7 @@ def with_context(experiment: Experiment, context: int | None) -> Experiment:
         return experiment
     if not 2 <= context <= experiment.model.context:
         raise UserError(f"--context {context}: expected 2 to {experiment.model.context}, the model's own context")
-    chunk = experiment.task.loss_chunk
-    if isinstance(chunk, int) and chunk < context and context % chunk:
-        raise UserError(f"--context {context}: expected a multiple of the run's task.loss_chunk {chunk}")
-    return replace(experiment, data=replace(experiment.data, length=context))
+    try:
+        return replace(experiment, data=replace(experiment.data, length=context))
+    except ValueError as error:
+        raise UserError(f"--context {context}: {error}") from None

@@ -2,6 +2,7 @@
 
 on_records: whether it reads records by named fields (`data/records.py`), or documents as one stream of tokens.
 has_source, has_types: whether its batches have those parts. outputs: numbers that it needs of the model's head.
+check: of a model whose context is the length of a row.
 """
 
 from lmjax.tasks.causal_lm import CausalLM

@@ -30,9 +30,12 @@ class CausalLM:
     outputs: ClassVar[int] = 0
 
     def check(self, cfg: ModelConfig) -> None:
-        """Raises ValueError where the model cannot do this task."""
+        """Raises ValueError where the model, with the length of a row as its context, cannot do this task."""
         if not cfg.causal:
             raise ValueError("task CausalLM predicts a token from those before it; expected model.causal to be True")
+        chunk = self.loss_chunk
+        if isinstance(chunk, int) and chunk < cfg.context and cfg.context % chunk:
+            raise ValueError(f"rows of {cfg.context} tokens are not a multiple of task.loss_chunk {chunk}")
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
