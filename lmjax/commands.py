@@ -111,7 +111,7 @@ def evaluate(options, _) -> int:
 
     if options.suite:
         return evaluate_suite(options)
-    of_suites = [name for name in OF_SUITES if name != "data" and getattr(options, name) is not None]
+    of_suites = [name for name in OF_SUITES if getattr(options, name) is not None]
     if of_suites:
         raise UserError(f"--{of_suites[0]}: expected --suite NAME too")
     return evaluating.run(options, _step(options.step), _result_file(options.json))
@@ -140,7 +140,14 @@ def generate(options, _) -> int:
 
     from lmjax.generate.beam import way
     from lmjax.generate.text import answers, continue_texts, written_for
-    from lmjax.loaded import check_one_stack, load_model, needed_tokenizer, with_weights
+    from lmjax.loaded import (
+        check_next_token,
+        check_one_stack,
+        load_model,
+        needed_start,
+        needed_tokenizer,
+        with_weights,
+    )
     from lmjax.models.transformer import apart
 
     how = way(
@@ -150,6 +157,7 @@ def generate(options, _) -> int:
     if not 0 <= options.seed < 2**31:
         raise UserError(f"--seed {options.seed}: expected a number from 0 to 2**31 - 1")
     loaded = load_model(options.model, _step(options.step), stacked=False)
+    check_next_token(loaded, "generate")
     params = apart(with_weights(loaded, options.weights))
     write = answers if options.chat else continue_texts
     if options.chat:
@@ -157,9 +165,7 @@ def generate(options, _) -> int:
     elif loaded.experiment.model.encoder_layers:
         if not options.prompt:
             raise UserError("--prompt TEXT is needed: an encoder-decoder writes for a source")
-        if loaded.start is None:
-            raise UserError(f"{path_text(loaded.path)}: its tokenizer has no BOS or EOS for the decoder to begin with")
-        write = partial(written_for, start=loaded.start)
+        write = partial(written_for, start=needed_start(loaded))
     texts = write(
         loaded.experiment, params, needed_tokenizer(loaded), options.prompt or [""],
         max_new_tokens=options.max_new_tokens, how=how, seed=options.seed,

@@ -84,7 +84,7 @@ def with_context(experiment: Experiment, context: int | None) -> Experiment:
         return experiment
     if not 2 <= context <= experiment.model.context:
         raise UserError(f"--context {context}: expected 2 to {experiment.model.context}, the model's own context")
-    chunk = experiment.task.loss_chunk
-    if isinstance(chunk, int) and chunk < context and context % chunk:
-        raise UserError(f"--context {context}: expected a multiple of the run's task.loss_chunk {chunk}")
-    return replace(experiment, data=replace(experiment.data, length=context))
+    try:
+        return replace(experiment, data=replace(experiment.data, length=context))
+    except ValueError as error:
+        raise UserError(f"--context {context}: {error}") from None

@@ -113,15 +113,12 @@ class Experiment:
                 raise ValueError(
                     f"data.{name} {getattr(self.data, name)} is more than model.context {self.model.context}"
                 )
-        self.task.check(self.model)
+        self.task.check(self.model_of_rows)
         check(self.optimizer)
         if self.adapter is not None and self.init_from is None:
             raise ValueError("adapter needs init_from, the model that is adapted")
         if self.adapter is not None and self.freeze:
             raise ValueError("freeze: with an adapter all but it is frozen; adapter.train says what is not")
-        chunk = getattr(self.task, "loss_chunk", None)
-        if isinstance(chunk, int) and chunk < self.length and self.length % chunk:
-            raise ValueError(f"rows of {self.length} tokens are not a multiple of task.loss_chunk {chunk}")
 
     @property
     def length(self) -> int:

@@ -198,8 +198,21 @@ def base_params(run: RunDirectory, experiment: Experiment, mesh: jax.sharding.Me
     return load_model(base, recorded["step"], mesh=mesh).params
 
 
+def check_next_token(loaded: Loaded, verb: str) -> None:
+    """Raises UserError for a model that says nothing about the next token: an encoder, or one of a task with outputs of
+    its own, such as labels."""
+    cfg, task = loaded.experiment.model, type(loaded.experiment.task).__name__
+    kind = "is a model" if cfg.causal else "is an encoder"
+    if not cfg.causal or cfg.outputs:
+        raise UserError(
+            f"{verb}: {path_text(loaded.path)} {kind} trained for {task}; expected a model of the next token"
+        )
+
+
 def check_one_stack(loaded: Loaded, verb: str) -> None:
-    """Raises UserError for an encoder-decoder, where a verb reads one text."""
+    """Raises UserError where a verb reads one text by its next tokens: as `check_next_token`, and for an
+    encoder-decoder."""
+    check_next_token(loaded, verb)
     if loaded.experiment.model.encoder_layers:
         raise UserError(
             f"{verb}: {path_text(loaded.path)} is an encoder-decoder; expected a model of one stack of layers"
@@ -233,6 +246,14 @@ def needed_tokenizer(loaded: Loaded) -> Tokenizer:
             f"{path_text(loaded.path)}: no tokenizer.json, vocab.json + merges.txt, tokenizer.model or spiece.model"
         )
     return loaded.tokenizer
+
+
+def needed_start(loaded) -> int:
+    """The id that the decoder of an encoder-decoder begins with; loaded: anything with a `start` and a `path`. Raises
+    UserError where nobody says it."""
+    if loaded.start is None:
+        raise UserError(f"{path_text(loaded.path)}: its tokenizer has no BOS or EOS for the decoder to begin with")
+    return loaded.start
 
 
 def with_weights(loaded: Loaded, weights: Weights) -> dict:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.batching import Output, Reader, Score, Text, judged, scores
-from lmjax.errors import UserError, path_text
+from lmjax.errors import UserError
 from lmjax.generate.beam import way, write
+from lmjax.loaded import needed_start
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.models.transformer import apart
@@ -64,21 +65,16 @@ class TextToText:
         )  # fmt: skip
         sources = self._reader.rows(source, source_ids)
         self._reader.filled_up(sources)
-        starts = [np.array([self._needed_start()], np.int32)] * len(sources)
+        starts = [np.array([needed_start(self)], np.int32)] * len(sources)
         news = write(
             self.cfg, self.params, starts, how, seed=seed, max_new_tokens=max_new_tokens, sources=sources,
             **self._reader.writing,
         )  # fmt: skip
         return self._reader.as_asked(source, news)
 
-    def _needed_start(self) -> int:
-        if self.start is None:
-            raise UserError(f"{path_text(self.path)}: its tokenizer has no BOS or EOS for the decoder to begin with")
-        return self.start
-
     def _run(self, target: Text, source: Text):
         reader = self._reader
-        targets = reader.rows(target, lambda text, tokenizer: target_ids(text, tokenizer, self._needed_start()))
+        targets = reader.rows(target, lambda text, tokenizer: target_ids(text, tokenizer, needed_start(self)))
         sources = reader.rows(source, source_ids)
         if len(targets) != len(sources):
             raise UserError(f"{len(targets)} targets and {len(sources)} sources; expected one for each")

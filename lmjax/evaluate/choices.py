@@ -31,14 +31,6 @@ class Item:
         return self.context + follows(self.context, self.choices[self.answer])
 
 
-def _with_shots(settings: Settings, items: list[Item], pool: list[Item]) -> list[Item]:
-    before = settings.before(len(items), [item.solved for item in pool])
-    return [
-        Item(item.where, shots + item.context, item.choices, item.answer)
-        for shots, item in zip(before, items, strict=True)
-    ]
-
-
 def _scored(model: LanguageModel, items: list[Item]) -> tuple[list[np.ndarray], int]:
     """(for each item log p of each of its choices, how many pairs were cut)."""
     pairs = []
@@ -64,7 +56,7 @@ class MultipleChoice:
         records, pool = settings.records()
         template = settings.template or _usual(records[0])
         items, others = ([_choice(record, template) for record in part] for part in (records, pool))
-        return MultipleChoice(settings, template, _with_shots(settings, items, others))
+        return MultipleChoice(settings, template, settings.with_shots(items, others))
 
     def run(self, model: LanguageModel) -> Result:
         scores, cut = _scored(model, self.items)
@@ -125,7 +117,7 @@ class Classification:
         if len(words) < 2:
             raise UserError(f"one label, {next(iter(words))!r}; expected two or more, or --labels to name them")
         items, others = ([_labelled(record, template, words) for record in part] for part in (records, pool))
-        return Classification(settings, template, words, _with_shots(settings, items, others))
+        return Classification(settings, template, words, settings.with_shots(items, others))
 
     def run(self, model: LanguageModel) -> Result:
         scores, cut = _scored(model, self.items)

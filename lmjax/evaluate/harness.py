@@ -21,7 +21,14 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 
 from lmjax.errors import UserError, path_text
-from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, prefix_ids, protocol_of, rolling_pairs
+from lmjax.evaluate.likelihood import (
+    encode_pair,
+    log_likelihoods,
+    prefix_ids,
+    protocol_of,
+    rolling_pairs,
+    rolling_sums,
+)
 from lmjax.evaluate.result import Figure, Result
 from lmjax.evaluate.writing import ids_of, write_until
 from lmjax.generate.sampling import choice
@@ -52,10 +59,7 @@ class Harness(LM):
         """log p of each whole text. As with its own models, BOS that the tokenizer puts there is scored after BOS."""
         prefix, context = prefix_ids(self.model), self.model.cfg.context
         texts = [prompt_ids(request.args[0], self.model.tokenizer) for request in requests]
-        pairs = [rolling_pairs(prefix, ids, context) for ids in texts]
-        found = log_likelihoods(self.model, [pair for parts in pairs for pair in parts])
-        of_text = np.repeat(np.arange(len(pairs)), [len(parts) for parts in pairs])
-        return np.bincount(of_text, found.sums, minlength=len(pairs)).tolist()
+        return rolling_sums(self.model, [rolling_pairs(prefix, ids, context) for ids in texts]).tolist()
 
     def generate_until(self, requests) -> list[str]:
         """What is written after each context, up to one of its `until`. Raises UserError for settings that there are

@@ -20,6 +20,7 @@ import numpy as np
 from lmjax.compilation import fast_jit
 from lmjax.errors import UserError
 from lmjax.evaluate.progress import followed
+from lmjax.generate.decode import padded_length
 from lmjax.interop.tokenizer_files import named_controls
 from lmjax.language_model import LanguageModel
 from lmjax.models import transformer
@@ -123,6 +124,14 @@ def rolling_pairs(prefix: np.ndarray, ids: np.ndarray, context: int) -> list[Pai
     return pairs
 
 
+def rolling_sums(model: LanguageModel, texts: Sequence[Sequence[Pair]]) -> np.ndarray:
+    """(N,): log p of each text in nats, a sum over its pairs; 0 where it has none. Raises UserError as
+    `log_likelihoods`."""
+    found = log_likelihoods(model, [pair for pairs in texts for pair in pairs])
+    of_text = np.repeat(np.arange(len(texts)), [len(pairs) for pairs in texts])
+    return np.bincount(of_text, found.sums, minlength=len(texts))
+
+
 def log_likelihoods(model: LanguageModel, pairs: Sequence[Pair]) -> Likelihoods:
     """The scores of all pairs, on the mesh in use, over whose devices the rows are shared; parameters must lie there.
     A continuation must not be longer than the model's context. Raises UserError where the model gives NaN."""
@@ -163,22 +172,14 @@ def _batches(rows: list[np.ndarray], counts: np.ndarray, context: int) -> Iterat
     few programs are compiled."""
     cpu, devices = jax.default_backend() == "cpu", max(1, jax.sharding.get_mesh().size)
     shortest, tokens = (SHORTEST_ON_CPU, TOKENS_ON_CPU) if cpu else (SHORTEST, TOKENS)
-    lengths = np.array([_padded(len(row) - 1, shortest, context) for row in rows], int)
+    lengths = np.array([padded_length(len(row) - 1, context, shortest=shortest) for row in rows], int)
     widths = np.where(4 * counts <= lengths, lengths // 4, lengths)
     order = np.lexsort((counts, widths, lengths))[::-1]
     for T, C in sorted({*zip(lengths.tolist(), widths.tolist(), strict=True)}, reverse=True):
         same = order[(lengths[order] == T) & (widths[order] == C)]
-        B = _padded(-(-len(same) // devices), 1, max(1, tokens // T)) * devices
+        B = padded_length(-(-len(same) // devices), max(1, tokens // T), shortest=1) * devices
         for start in range(0, len(same), B):
             yield _batch(same[start : start + B], rows, counts, (B, T, C))
-
-
-def _padded(length: int, shortest: int, longest: int) -> int:
-    """shortest times a power of two, at most `longest`."""
-    padded = shortest
-    while padded < length:
-        padded *= 2
-    return min(padded, longest)
 
 
 def _batch(index: np.ndarray, rows: list[np.ndarray], counts: np.ndarray, shape: tuple[int, int, int]) -> _Batch:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lmjax.data.sources import json_lines
 from lmjax.errors import UserError, path_text
-from lmjax.evaluate.likelihood import log_likelihoods, prefix_ids, protocol_of, rolling_pairs
+from lmjax.evaluate.likelihood import prefix_ids, protocol_of, rolling_pairs, rolling_sums
 from lmjax.evaluate.records import at, files
 from lmjax.evaluate.result import Figure, Result
 from lmjax.evaluate.settings import Settings
@@ -50,9 +50,7 @@ class Perplexity:
         scored = np.array([sum(len(pair.continuation) for pair in parts) for parts in pairs])
         if scored.sum() == 0:
             raise UserError(f"--data {path_text(self.settings.data)}: no token that follows another")
-        found = log_likelihoods(model, [pair for parts in pairs for pair in parts])
-        text_of_pair = np.repeat(np.arange(len(pairs)), [len(parts) for parts in pairs])
-        nats_N = -np.bincount(text_of_pair, found.sums, minlength=len(pairs))
+        nats_N = -rolling_sums(model, pairs)
         sizes = {
             "word": np.array([len(re.split(r"\s+", text)) for text in self.texts]),
             "byte": np.array([len(text.encode()) for text in self.texts]),

@@ -1,6 +1,6 @@
 """What the command line says about a suite, and the examples that stand before an example."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,16 +40,18 @@ class Settings:
             raise UserError(f"--shots {self.shots}: there are {have} other examples")
         return all_of_them[: self.limit], pool if self.shots else []
 
-    def before(self, count: int, solved: list[str]) -> list[str]:
-        """What stands before each of `count` examples: shots out of `solved`, never an example itself."""
+    def with_shots(self, items: list, pool: list) -> list:
+        """The items with shots out of the pool before their `context`, never an item itself. An item is a frozen
+        dataclass with `context` and `solved`, the context with its answer."""
         if not self.shots:
-            return [""] * count
-        own, found = self.shots_from is None, []
-        for i in range(count):
+            return items
+        own, solved, found = self.shots_from is None, [item.solved for item in pool], []
+        for i, item in enumerate(items):
             drawn = np.random.default_rng((self.seed, i)).choice(len(solved) - own, self.shots, replace=False)
             # without its own place the others move up
             drawn = drawn + (drawn >= i) if own else drawn
-            found.append("".join(solved[j] + SEPARATOR for j in drawn))
+            before = "".join(solved[j] + SEPARATOR for j in drawn)
+            found.append(replace(item, context=before + item.context))
         return found
 
     def protocol(self) -> dict[str, str | int | None]:

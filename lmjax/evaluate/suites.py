@@ -35,7 +35,8 @@ TAKES = {
     "generation": {"shots", "shots_from", "seed", "template", "max_new_tokens", "stop"},
     HARNESS: {"shots", "seed", "include"},
 }
-OF_SUITES = ("data", "limit", "shots", "shots_from", "seed", "template", "labels", "max_new_tokens", "stop", "include")
+# options beside --data that only suites take
+OF_SUITES = ("limit", "shots", "shots_from", "seed", "template", "labels", "max_new_tokens", "stop", "include")
 
 
 def chosen(options):
@@ -52,20 +53,20 @@ def chosen(options):
     for option, smallest in least.items():
         if given.get(option, smallest) < smallest:
             raise UserError(f"--{option} {given[option]}: expected {smallest} or more")
-    for option in sorted(given.keys() - TAKES[kind] - {"data", "limit"}):
+    for option in sorted(given.keys() - TAKES[kind] - {"limit"}):
         raise UserError(f"--{option}: {kind} takes no such option")
     if kind == HARNESS:
-        if "data" in given:
+        if options.data is not None:
             raise UserError(f"--data: the task of {HARNESS} says itself what it reads")
         return _harness().HarnessTask.of(name.removeprefix(HARNESS), **given)
-    if "data" not in given:
+    if options.data is None:
         raise UserError(f"--suite {name}: expected --data FILE")
     # a shell passes \n as two characters
     if "template" in given:
         given["template"] = given["template"].replace("\\n", "\n")
     if "stop" in given:
         given["stop"] = tuple(stop.replace("\\n", "\n") for stop in given["stop"])
-    return SUITES[name].of(Settings(**given))
+    return SUITES[name].of(Settings(data=options.data, **given))
 
 
 def _harness():

@@ -66,11 +66,15 @@ def _up_to(text: str, stops: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """prompt: with what stands before it."""
+    """context: the prompt, with what stands before it."""
 
     where: str
-    prompt: str
+    context: str
     references: tuple[str, ...]
+
+    @property
+    def solved(self) -> str:
+        return self.context + follows(self.context, self.references[0])
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,7 @@ class Generation:
         records, pool = settings.records()
         template = settings.template or "{prompt}"
         tasks, others = ([_task(record, template) for record in part] for part in (records, pool))
-        solved = [other.prompt + follows(other.prompt, other.references[0]) for other in others]
-        before = settings.before(len(tasks), solved)
-        tasks = [
-            Task(task.where, shots + task.prompt, task.references) for shots, task in zip(before, tasks, strict=True)
-        ]
-        return Generation(settings, template, tasks)
+        return Generation(settings, template, settings.with_shots(tasks, others))
 
     def run(self, model: LanguageModel) -> Result:
         room = self.settings.max_new_tokens or NEW_TOKENS
@@ -100,7 +99,7 @@ class Generation:
         prompts = []
         for task in self.tasks:
             with at(task.where):
-                prompts.append(ids_of(model, task.prompt))
+                prompts.append(ids_of(model, task.context))
         written = write_until(model, prompts, stops, room, choice())
         texts, references = [text.strip() for text in written.texts], [task.references for task in self.tasks]
         both = list(zip(texts, references, strict=True))

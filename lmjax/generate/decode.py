@@ -92,14 +92,6 @@ def row_keys(prompts: list[np.ndarray], seed: int) -> jax.Array:
     return fold(numbers)
 
 
-def room_for(cfg: ModelConfig, tokens: int) -> int:
-    """Slots of a cache for so many tokens: a power of two, so that few sizes are ever compiled."""
-    room = SLOTS
-    while room < tokens:
-        room *= 2
-    return min(room, cfg.context)
-
-
 @partial(jax.jit, static_argnames="cfg", donate_argnames="cache")
 def read_source(cfg: ModelConfig, params, tokens_BS, lengths_B, cache):
     """The cache with the source that the encoder reads; rows are filled up on the right."""
@@ -118,12 +110,12 @@ def filled_up(rows: list[np.ndarray], multiple: int = 1) -> tuple[np.ndarray, np
     return tokens_BT, lengths
 
 
-def padded_length(length: int, limit: int) -> int:
-    """One of few lengths, so that texts of another length compile nothing; up to the limit."""
-    padded = SHORTEST
+def padded_length(length: int, longest: int, *, shortest: int = SHORTEST) -> int:
+    """One of few lengths, so that others compile nothing: `shortest` times a power of two, at most `longest`."""
+    padded = shortest
     while padded < length:
         padded *= 2
-    return min(padded, limit)
+    return min(padded, longest)
 
 
 def check_ids(cfg: ModelConfig, prompts: list[np.ndarray], max_new_tokens: int) -> None:
@@ -151,7 +143,7 @@ def begun(cfg: ModelConfig, params, prompts: list[np.ndarray], max_new_tokens: i
     # where the last chunk reaches beyond the cache, that part is padding, and the cache drops it
     chunk = min(CHUNK_ON_CPU if jax.default_backend() == "cpu" else CHUNK, cfg.context)
     padded, lengths = filled_up(prompts, chunk)
-    room = room_for(cfg, max(map(len, prompts)) + max_new_tokens)
+    room = padded_length(max(map(len, prompts)) + max_new_tokens, cfg.context, shortest=SLOTS)
     cache = empty_cache(cfg, B, room, stacked=not isinstance(params["blocks"], tuple))
     if sources is not None:
         check_ids(cfg, sources, 0)

@@ -16,7 +16,7 @@ PETAFLOP_DAY = 1e15 * 86_400
 PARTS = {
     "embedding": "embedding", "positions": ("positions", "relative"), "token types": "token_types",
     "attention": ("blocks/attention/", "blocks/cross_attention/"), "feed-forward": "blocks/feedforward/", "norms": "",
-    "unembedding": "unembedding", "heads": ("masked_head", "pooler"),
+    "unembedding": "unembedding", "heads": ("masked_head", "pooler", "outputs"),
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 on_records: whether it reads records by named fields (`data/records.py`), or documents as one stream of tokens.
 fields: of a record, what a task on records reads. has_types: whether its batches have that part. outputs: numbers that
-it needs of the model's head.
+it needs of the model's head. check: of a model whose context is the length of a row.
 """
 
 from lmjax.tasks.causal_lm import CausalLM

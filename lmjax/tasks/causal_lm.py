@@ -6,7 +6,7 @@ from typing import ClassVar
 from lmjax.data.batch import Batch
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
-from lmjax.tasks.loss import Chunk, Loss, Routed, check_loss, chunk_of, vocabulary_loss
+from lmjax.tasks.loss import Chunk, Loss, Routed, check_loss, check_rows, chunk_of, vocabulary_loss
 from lmjax.tokenizers import Tokenizer
 
 
@@ -28,11 +28,12 @@ class CausalLM:
     outputs: ClassVar[int] = 0
 
     def check(self, cfg: ModelConfig) -> None:
-        """Raises ValueError where the model cannot do this task."""
+        """Raises ValueError where the model, with the length of a row as its context, cannot do this task."""
         if not cfg.causal:
             raise ValueError("task CausalLM predicts a token from those before it; expected model.causal to be True")
         if cfg.encoder_layers:
             raise ValueError("task CausalLM has no source for an encoder; expected model.encoder_layers to be 0")
+        check_rows(self.loss_chunk, cfg.context)
 
     def __post_init__(self):
         check_loss(self.label_smoothing, self.loss_chunk)

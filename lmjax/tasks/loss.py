@@ -78,6 +78,12 @@ def check_loss(label_smoothing: float, chunk: Chunk = None) -> None:
         raise ValueError(f"loss_chunk is {chunk}; expected a positive number")
 
 
+def check_rows(chunk: Chunk, length: int) -> None:
+    """Raises ValueError where the rows are not a multiple of the chunk."""
+    if isinstance(chunk, int) and chunk < length and length % chunk:
+        raise ValueError(f"rows of {length} tokens are not a multiple of task.loss_chunk {chunk}")
+
+
 def chunk_of(chunk: Chunk, rows: int, length: int, vocab: int) -> int | None:
     """A task's `loss_chunk` for microbatches of so many rows on the mesh in use; None: all places at one time."""
     return loss_chunk(rows, length, vocab, sizes_in_use()) if chunk == "auto" else chunk

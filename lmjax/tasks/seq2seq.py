@@ -14,7 +14,7 @@ from lmjax.data.templates import filled, names
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
-from lmjax.tasks.loss import Chunk, Loss, check_loss, chunk_of, vocabulary_loss
+from lmjax.tasks.loss import Chunk, Loss, check_loss, check_rows, chunk_of, vocabulary_loss
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.sides import decoder_start, prompt_ids, source_ids, target_ids
 
@@ -58,6 +58,7 @@ class Seq2Seq:
         """Raises ValueError where the model cannot do this task."""
         if not cfg.causal:
             raise ValueError("task Seq2Seq writes a text; expected model.causal to be True")
+        check_rows(self.loss_chunk, cfg.context)
 
     def chunk(self, rows: int, length: int, vocab: int) -> int | None:
         """As `CausalLM.chunk`."""

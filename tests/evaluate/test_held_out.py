@@ -15,9 +15,11 @@ from lmjax.data.windows import Windows
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
+from lmjax.evaluating import with_context
 from lmjax.experiment import DataConfig
 from lmjax.models import transformer
 from lmjax.sharding import Mesh, build_mesh
+from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tokenizers import Bytes
 from lmjax.train import loop
 from tests import reference, tiny
@@ -119,3 +121,10 @@ def test_evaluate_gives_the_runs_final_loss_again(tmp_path, documents, capsys):
         assert written["eval_loss"] == final["eval_loss"]
         assert written["bits_per_byte"] == final["bits_per_byte"]
         assert "context 16, stride 16" in capsys.readouterr().out
+
+
+def test_a_context_that_the_runs_loss_chunk_does_not_divide_is_one_line():
+    exp = tiny.experiment("unused", task=CausalLM(loss_chunk=8))
+    assert with_context(exp, 8).length == 8
+    with pytest.raises(UserError, match="^--context 12: rows of 12 tokens are not a multiple of task.loss_chunk 8$"):
+        with_context(exp, 12)

@@ -54,6 +54,12 @@ def test_parts_add_up_to_all_parameters(make):
     assert sum(counts.params_by_part(cfg).values()) == counts.params(cfg) == count(abstract_params(cfg))
 
 
+def test_heads_are_what_is_not_in_the_blocks():
+    cfg = tiny.bert(outputs=3)
+    heads = (cfg.width**2 + cfg.width) + (cfg.vocab + cfg.width**2 + 3 * cfg.width) + (3 * cfg.width + 3)
+    assert counts.params_by_part(cfg)["heads"] == heads
+
+
 def test_an_encoders_parts_are_counted_with_the_decoders():
     cfg = tiny.t5()
     parts, matrix = counts.params_by_part(cfg), cfg.width * cfg.heads * cfg.head_width

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import lmjax
 import run as command_line
 from lmjax.data.packing import PackedRows
 from lmjax.data.records import Table
@@ -152,3 +153,20 @@ def test_a_run_from_tables_to_figures(tmp_path, capsys):
     capsys.readouterr()
     assert command_line.main([*words, "--data", str(tmp_path / "bad.tsv")]) == 2
     assert "bad.tsv:2: 'poor' is none of the labels bad, good" in capsys.readouterr().err
+
+    (tmp_path / "text.txt").write_text("g g b")
+    # before a model of the next token is asked for, each would have written what means nothing
+    for more in (
+        ["generate"], ["evaluate", "--suite", "perplexity", "--data", str(tmp_path / "text.txt")],
+        ["verify", "--against", str(tmp_path / "moved")],
+    ):  # fmt: skip
+        assert command_line.main([more[0], "--model", str(tmp_path / "moved"), *more[1:]]) == 2
+        wanted = "is an encoder trained for Classification; expected a model of the next token"
+        assert wanted in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"lmjax.load: .*{wanted}"):
+        lmjax.load(tmp_path / "moved")
+    assert command_line.main(["export", "--model", str(tmp_path / "moved"), "--to", str(tmp_path / "out")]) == 2
+    assert "no Hugging Face architecture says this model" in (told := capsys.readouterr().err)
+    assert "outputs: 2 -> 0" in told
+    assert command_line.main([*words, "--text", str(tmp_path / "text.txt")]) == 2
+    assert "--text: Classification is evaluated on records" in capsys.readouterr().err
