@@ -50,10 +50,34 @@ def expert_params(cfg: ModelConfig) -> int:
     return 3 * cfg.layers * cfg.width * cfg.hidden * ff.count if isinstance(ff, Experts) else 0
 
 
-def flops_per_token(cfg: ModelConfig) -> int:
+def source_params(cfg: ModelConfig) -> int:
+    """Of an encoder-decoder those that a token of the source is multiplied by: the encoder's, and of every layer of the
+    decoder what makes keys and values of it."""
+    ours = ("encoder/", "blocks/cross_attention/k/", "blocks/cross_attention/v/")
+    leaves = named_leaves(abstract_params(cfg)) if cfg.encoder_layers else []
+    return sum(math.prod(x.shape) for name, x in leaves if name.startswith(ours) and name != "encoder/relative")
+
+
+def source_pairs(cfg: ModelConfig, source_length: int | None) -> float:
+    """Of an encoder-decoder the pairs of a query and a key of the source, of all layers, for each token of the
+    target."""
+    S, T = source_length or cfg.context, cfg.context
+    return (cfg.layers * S + cfg.encoder_layers * S * S / T) if cfg.encoder_layers else 0
+
+
+def per_target(cfg: ModelConfig, source_length: int | None) -> float:
+    """Parameters that are multiplied for each token of the target beyond `used_params`, where the encoder's rows are
+    longer (or, below 0, shorter) than the decoder's."""
+    return source_params(cfg) * ((source_length or cfg.context) / cfg.context - 1)
+
+
+def flops_per_token(cfg: ModelConfig, source_length: int | None = None) -> int:
     """6 N + 12 L H Q T (PaLM, arXiv:2204.02311, appendix B): N as `used_params`, the whole square of attention,
-    nothing for recomputation."""
-    return 6 * used_params(cfg) + 12 * cfg.layers * cfg.heads * cfg.head_width * cfg.context
+    nothing for recomputation. Of an encoder-decoder: for a token of the target, with its share of a source that has
+    rows of source_length tokens (None: as the target's)."""
+    pairs = cfg.layers * cfg.context + source_pairs(cfg, source_length)
+    used = used_params(cfg) + per_target(cfg, source_length)
+    return round(6 * used + 12 * cfg.heads * cfg.head_width * pairs)
 
 
 def passed_by(experiment: Experiment) -> float:
@@ -78,7 +102,7 @@ def graded_share(experiment: Experiment) -> float:
 
 def trained_flops_per_token(experiment: Experiment) -> float:
     """`flops_per_token` without the gradients that freezing saves: 2 for each parameter that is passed by."""
-    return flops_per_token(experiment.model_of_rows) - 2 * passed_by(experiment)
+    return flops_per_token(experiment.model_of_rows, experiment.source_length) - 2 * passed_by(experiment)
 
 
 @dataclass(frozen=True)
@@ -94,17 +118,18 @@ class Work:
         return self.products + self.attention + self.recomputed
 
 
-def work_per_token(cfg: ModelConfig) -> Work:
+def work_per_token(cfg: ModelConfig, source_length: int | None = None) -> Work:
     """A look-up multiplies nothing; a causal kernel reads half the keys, and of a window only its width; an encoder's
-    reads all. Scores that a kernel makes again in its backward pass do not count."""
+    and one between two stacks reads all. Scores that a kernel makes again in its backward pass do not count.
+    source_length: as `flops_per_token`."""
     untied = 0 if cfg.tied else params_by_part(cfg)["embedding"]
-    multiplied = used_params(cfg) - untied
+    multiplied = used_params(cfg) - untied + per_target(cfg, source_length)
     unembedding = cfg.vocab * cfg.width
     seen = [min(span.window or cfg.context, cfg.context) for span in cfg.pattern]
     # the mean number of keys that a query sees, over all places of a row and all layers
     keys = sum(window * (1 - (window - 1) / (2 * cfg.context)) for window in seen) / len(seen)
     keys = keys if cfg.causal else cfg.context
-    look = 4 * cfg.layers * cfg.heads * cfg.head_width * keys
+    look = 4 * cfg.heads * cfg.head_width * (cfg.layers * keys + source_pairs(cfg, source_length))
     blocks = 2 * (multiplied - unembedding)
     # jax.checkpoint's policy keeps what plain products gave, and those of experts are batched or ragged
     ff = cfg.feedforward
@@ -130,7 +155,21 @@ def kept_activations(experiment: Experiment) -> float:
         "nothing": cfg.width + attended + products + into, "products": cfg.width + attended + products,
         "attention": cfg.width + attended, "everything": cfg.width, "offload": 0,
     }[cfg.remat]  # fmt: skip
-    return experiment.microbatch_size * cfg.context * cfg.layers * numbers * size
+    places = cfg.layers * cfg.context
+    if cfg.encoder_layers:
+        places += cfg.encoder_layers * experiment.source_length
+        numbers_of_cross = _cross_activations(cfg, experiment.source_length / cfg.context, attended)
+        return experiment.microbatch_size * (places * numbers + cfg.layers * cfg.context * numbers_of_cross) * size
+    return experiment.microbatch_size * places * numbers * size
+
+
+def _cross_activations(cfg: ModelConfig, sources: float, attended: float) -> float:
+    """Numbers that attention to the source keeps for each place of a decoder's layer. sources: source tokens for each
+    of the target's."""
+    queries, keys = cfg.heads * cfg.head_width, 2 * cfg.n_kv_heads * cfg.head_width * sources
+    products = queries + keys + cfg.width
+    kept = {"nothing": attended + products + cfg.width, "products": attended + products, "attention": attended}
+    return kept.get(cfg.remat, 0)
 
 
 def three_digits(number: float) -> str:

@@ -31,9 +31,11 @@ def lines(made: Plan, price: float | None = None) -> Iterator[str]:
 
 
 def model_lines(made: Plan) -> Iterator[str]:
-    experiment, cfg = made.experiment, made.experiment.model
-    n, per_token, V = params(cfg), flops_per_token(cfg), cfg.vocab
-    yield f"{experiment.name}: {cfg.layers} layers, width {cfg.width}, context {cfg.context:,}, vocabulary {V:,}"
+    experiment, cfg = made.experiment, made.experiment.model_of_rows
+    n, per_token, V = params(cfg), flops_per_token(cfg, experiment.source_length), cfg.vocab
+    layers = f"{cfg.encoder_layers} + {cfg.layers}" if cfg.encoder_layers else f"{cfg.layers}"
+    context = experiment.model.context
+    yield f"{experiment.name}: {layers} layers, width {cfg.width}, context {context:,}, vocabulary {V:,}"
     parts = ", ".join(f"{part} {number:,}" for part, number in params_by_part(cfg).items())
     yield f"parameters: N = {n:,} ({parts})"
     tensor = made.mesh.shape["tensor"]
@@ -45,9 +47,10 @@ def model_lines(made: Plan) -> Iterator[str]:
             f"  tensor {tensor} does not divide the vocabulary, which stays whole on each; "
             f"--model.vocab={padded} is split, with N = {n + rows:,}"
         )
+    beside = f", with its share of {experiment.source_length} tokens of source" if cfg.encoder_layers else ""
     yield (
-        f"FLOPs: {per_token:,} a token, {per_token * cfg.context:,} a sequence (6 N + 12 L H Q T, N without the "
-        "position table and unused experts; PaLM, arXiv:2204.02311, appendix B)"
+        f"FLOPs: {per_token:,} a token{beside}, {per_token * cfg.context:,} a sequence (6 N + 12 L H Q T, N without "
+        "the position table and unused experts; PaLM, arXiv:2204.02311, appendix B)"
     )
     total = 6 * n * experiment.tokens
     yield (
@@ -107,7 +110,7 @@ def wire_lines(made: Plan) -> Iterator[str]:
 def time_lines(made: Plan, price: float | None) -> Iterator[str]:
     best, device, experiment = made.roofline, made.topology.device, made.experiment
     rate = device.peak if experiment.model.dtype == "bfloat16" else device.peak32
-    work = work_per_token(experiment.model)
+    work = work_per_token(experiment.model_of_rows, experiment.source_length)
     again = (
         f", {work.recomputed / work.total:.0%} of it recomputed (remat {experiment.model.remat})"
         if work.recomputed

@@ -42,7 +42,7 @@ def roofline(experiment: Experiment, topology: Topology, mesh, size: Sizes, foun
     `memory_traffic`; wires: the bytes of each collective over the links that its group has."""
     cfg, device, devices = experiment.model_of_rows, topology.device, topology.count
     tokens = experiment.batch_size * cfg.context / devices
-    work, parts = work_per_token(cfg), mesh.shape["sequence"]
+    work, parts = work_per_token(cfg, experiment.source_length), mesh.shape["sequence"]
     # the device with the end of each row sees nearly all keys before it, twice the mean
     flops = work.total + work.attention * (1 - 1 / parts) - 2 * passed_by(experiment)
     peak = device.peak if cfg.dtype == "bfloat16" else device.peak32

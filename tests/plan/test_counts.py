@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 
 from lmjax import experiment as experiments
+from lmjax.experiment import DataConfig
 from lmjax.models import zoo
 from lmjax.models.config import Span
 from lmjax.models.lora import LoRA
+from lmjax.models.positions import Rotary
 from lmjax.models.transformer import abstract_params, hidden
 from lmjax.plan import counts, published, scaling
+from lmjax.plan.compiled import abstract_batch
 from lmjax.plan.counts import PETAFLOP_DAY, flops_per_token, three_digits
+from lmjax.sharding import Mesh, build_mesh
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.train.step import grads_and_loss
 from lmjax.trained import split
 from lmjax.trees import count
@@ -95,13 +100,28 @@ def test_work_is_what_the_compiler_counts():
     assert 0.9 < (work.products + 2 * work.attention) / flops < 1.0
 
 
+@pytest.mark.parametrize("source_length", [16, 64, 96])
+def test_the_work_of_two_stacks_is_what_the_compiler_counts(source_length):
+    """A source shorter than the target, as long, and longer."""
+    cfg = tiny.t5(layers=1, encoder_layers=1, vocab=512, width=128, heads=4, context=96, positions=Rotary())
+    data = DataConfig(length=64, source_length=source_length)
+    experiment = tiny.experiment("unused", model=cfg, batch_size=4, microbatches=1, task=Seq2Seq(), data=data)
+    work = counts.work_per_token(experiment.model_of_rows, source_length)
+    # the decoder's kernel multiplies the whole square, of which causal attention needs half
+    causal = 3 * 2 * cfg.heads * cfg.head_width * 64
+    assert 0.9 < (work.total + causal) / compiled_flops(experiment) < 1.0
+    assert counts.flops_per_token(experiment.model_of_rows, source_length) == pytest.approx(
+        work.total + causal + 6 * (512 * 128), rel=2e-3
+    )
+
+
 def compiled_flops(experiment) -> float:
     """Of a token, forward and backward, as XLA counts them."""
-    cfg, rows = experiment.model, experiment.batch_size
-    trained, frozen = jax.eval_shape(partial(split, experiment), abstract_params(cfg))
+    trained, frozen = jax.eval_shape(partial(split, experiment), abstract_params(experiment.model))
     run = jax.jit(lambda p, f, b: grads_and_loss(experiment, p, f, b, jax.random.key(0)))
-    program = run.lower(trained, frozen, tiny.batch(cfg, rows)).compile()
-    return program.cost_analysis()["flops"] / (rows * cfg.context)
+    mesh = build_mesh(Mesh(), jax.devices()[:1])
+    program = run.lower(trained, frozen, abstract_batch(experiment, mesh)).compile()
+    return program.cost_analysis()["flops"] / experiment.tokens_per_step
 
 
 @pytest.mark.parametrize(
