@@ -2,7 +2,7 @@
 experiment's own numbers and the devices, the data's whereabouts, the run directory, the text, the vocabulary."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -16,6 +16,7 @@ from lmjax.generate.text import prompt_ids
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import build_mesh
 from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.chat import with_template
 from lmjax.train import reading
 from lmjax.train.reading import Reading
 from lmjax.train.start import fitting, rooted
@@ -74,7 +75,8 @@ def build_tokenizer(experiment: Experiment) -> Tokenizer:
         return config.build(lambda: [])
     # the list of characters must hold the held-out ones; what learns frequencies must not see them
     splits = ("train", "held_out") if isinstance(config, tokenizers.Characters) else ("train",)
-    digest = hashlib.sha256(f"{tokenizers.FORMAT} {config!r}".encode())
+    # the template is no part of what is trained, and its file may change
+    digest = hashlib.sha256(f"{tokenizers.FORMAT} {replace(config, chat_template=None)!r}".encode())
     empty = True
     for text in reading.texts(experiment, splits):
         digest.update(text.encode())
@@ -86,7 +88,7 @@ def build_tokenizer(experiment: Experiment) -> Tokenizer:
     if not (directory / tokenizers.POLICY_FILE).is_file():
         with built_whole(directory) as scratch:
             config.build(lambda: reading.texts(experiment, splits)).save(scratch)
-    return tokenizers.load(directory)
+    return with_template(tokenizers.load(directory), config.chat_template)
 
 
 def in_force(prepared: Prepared) -> str:
