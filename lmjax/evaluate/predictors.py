@@ -3,8 +3,10 @@
 from typing import Protocol
 
 from lmjax.data.sources import Record
+from lmjax.evaluate.answers import Answerer
 from lmjax.evaluate.labels import Labeller
 from lmjax.experiment import Experiment
+from lmjax.tasks.chat import Chat
 from lmjax.tokenizers import Tokenizer
 
 
@@ -34,4 +36,7 @@ class Predictor(Protocol):
 
 def predictor(experiment: Experiment, tokenizer: Tokenizer) -> Predictor:
     """Of the experiment's task, one on records."""
+    match experiment.task:
+        case Chat():
+            return Answerer(experiment, tokenizer)
     return Labeller(experiment, tokenizer)

@@ -6,21 +6,31 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from lmjax.errors import UserError
+from lmjax.errors import UserError, at
 from lmjax.evaluate.likelihood import prefix_ids, protocol_of
 from lmjax.evaluate.progress import followed
-from lmjax.evaluate.records import Record, at
+from lmjax.evaluate.records import Record
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import SEPARATOR, Settings, filled, follows
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import Choice, choice
 from lmjax.generate.text import prompt_ids
 from lmjax.language_model import LanguageModel
+from lmjax.models.config import ModelConfig
 from lmjax.tasks import text_metrics
 from lmjax.tasks.text_metrics import Interval, bootstrap, standard_error
+from lmjax.tokenizers import Tokenizer
 
 NEW_TOKENS = 64
 ROWS_ON_CPU, ROWS = 8, 64
+
+
+class Writer(NamedTuple):
+    """As much of a LanguageModel as writing needs; layers as they lie."""
+
+    cfg: ModelConfig
+    params: dict
+    tokenizer: Tokenizer
 
 
 class Written(NamedTuple):
@@ -36,11 +46,13 @@ def ids_of(model: LanguageModel, prompt: str) -> np.ndarray:
 
 
 def write_until(
-    model: LanguageModel, ids: list[np.ndarray], stops: tuple[str, ...], max_new_tokens: int, how: Choice, seed: int = 0
-) -> Written:
+    model: LanguageModel | Writer, ids: list[np.ndarray], stops: tuple[str, ...], max_new_tokens: int, how: Choice,
+    seed: int = 0, *, ends: tuple[int, ...] | None = None, follow=followed,
+) -> Written:  # fmt: skip
     """What the model writes after each prompt, up to the first of the stop strings, which is no part of it, or up to
-    one of the tokenizer's own. A prompt that leaves no room for max_new_tokens loses its beginning, as in lm-eval.
-    Raises UserError where the context has no room for any prompt."""
+    one of the tokens `ends`; None: the tokenizer's own. A prompt that leaves no room for max_new_tokens loses its
+    beginning, as in lm-eval. follow: who shows how far it is. Raises UserError where the context has no room for any
+    prompt."""
     room = model.cfg.context - max_new_tokens
     if room < 1:
         raise UserError(f"{max_new_tokens} new tokens leave no room for a prompt in a context of {model.cfg.context}")
@@ -48,18 +60,18 @@ def write_until(
     # rows of like lengths together; always as many, so that few programs are compiled
     B = ROWS_ON_CPU if jax.default_backend() == "cpu" else ROWS
     order = np.argsort([len(one) for one in kept], kind="stable")[::-1]
-    for index in followed([order[i : i + B] for i in range(0, len(order), B)], len(order), len):
+    for index in follow([order[i : i + B] for i in range(0, len(order), B)], len(order), len):
         rows = [kept[i] for i in [*index, *[index[-1]] * (B - len(index))]]
         news = generate(
             model.cfg, model.params, rows, max_new_tokens=max_new_tokens, how=how, seed=seed,
-            stops=model.tokenizer.policy.stops, known=model.tokenizer.vocab_size,
+            stops=model.tokenizer.policy.stops if ends is None else ends, known=model.tokenizer.vocab_size,
         )  # fmt: skip
         for i, new in zip(index, news, strict=False):
             texts[i] = _up_to(_decoded(model, kept[i], new), stops)
     return Written(texts, sum(len(one) > room for one in ids))
 
 
-def _decoded(model: LanguageModel, before: np.ndarray, new: np.ndarray) -> str:
+def _decoded(model: LanguageModel | Writer, before: np.ndarray, new: np.ndarray) -> str:
     """Decoded together, where the tokenizer would take a space at the beginning for its own."""
     whole, head = model.tokenizer.decode([*before, *new]), model.tokenizer.decode(before)
     return whole[len(head) :] if whole.startswith(head) else model.tokenizer.decode(new)

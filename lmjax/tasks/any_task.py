@@ -6,6 +6,7 @@ check: of a model whose context is the length of a row.
 """
 
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.chat import Chat
 from lmjax.tasks.classification import Classification
 
-AnyTask = CausalLM | Classification
+AnyTask = CausalLM | Classification | Chat

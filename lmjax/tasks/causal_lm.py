@@ -12,16 +12,13 @@ from lmjax.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalLM:
-    """Predict each token from those before it.
+class NextToken:
+    """What all tasks have that predict each token from those before it.
 
-    label_smoothing, z_loss: see `tasks.loss.cross_entropy`; both only in training. loss_chunk: how many places
-    of a row have their logits in memory at one time; None takes all; "auto" takes all where they are small, else as
-    many as stay within `tasks.loss.LOGIT_BYTES` on each device.
+    loss_chunk: how many places of a row have their logits in memory at one time; None takes all; "auto" takes all where
+    they are small, else as many as stay within `tasks.loss.LOGIT_BYTES` on each device.
     """
 
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
     loss_chunk: int | Literal["auto"] | None = "auto"
 
     on_records: ClassVar[bool] = False
@@ -32,21 +29,40 @@ class CausalLM:
     def check(self, cfg: ModelConfig) -> None:
         """Raises ValueError where the model, with the length of a row as its context, cannot do this task."""
         if not cfg.causal:
-            raise ValueError("task CausalLM predicts a token from those before it; expected model.causal to be True")
+            name = type(self).__name__
+            raise ValueError(f"task {name} predicts a token from those before it; expected model.causal to be True")
         chunk = self.loss_chunk
         if isinstance(chunk, int) and chunk < cfg.context and cfg.context % chunk:
             raise ValueError(f"rows of {cfg.context} tokens are not a multiple of task.loss_chunk {chunk}")
 
     def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to below 1")
-        if self.z_loss < 0:
-            raise ValueError(f"z_loss is {self.z_loss}; expected 0 or more")
         if isinstance(self.loss_chunk, int) and self.loss_chunk < 1:
             raise ValueError(f"loss_chunk is {self.loss_chunk}; expected a positive number")
 
     def change(self, tokenizer: Tokenizer, seed: int) -> None:
         """Batches are read as they are."""
+
+    def chunk(self, rows: int, length: int, vocab: int) -> int | None:
+        """The places of a row at one time, in microbatches of so many rows on the mesh in use; None: all."""
+        if self.loss_chunk == "auto":
+            return loss_chunk(rows, length, vocab, sizes_in_use())
+        return self.loss_chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLM(NextToken):
+    """Predict each token from those before it. label_smoothing, z_loss: see `tasks.loss.cross_entropy`; both only in
+    training."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to below 1")
+        if self.z_loss < 0:
+            raise ValueError(f"z_loss is {self.z_loss}; expected 0 or more")
 
     def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
         """The objective: with dropout, smoothing and z-loss where they are asked for. The losses of experts' routers,
@@ -67,12 +83,6 @@ class CausalLM:
         """The plain negative log-likelihood, without dropout; experts are dropless."""
         hidden_BTD, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
         return self._loss(cfg, params, batch, hidden_BTD)
-
-    def chunk(self, rows: int, length: int, vocab: int) -> int | None:
-        """The places of a row at one time, in microbatches of so many rows on the mesh in use; None: all."""
-        if self.loss_chunk == "auto":
-            return loss_chunk(rows, length, vocab, sizes_in_use())
-        return self.loss_chunk
 
     def _loss(self, cfg: ModelConfig, params, batch: Batch, hidden_BTD, **kind) -> Loss:
         matrix_VD = transformer.unembedding(cfg, params)
