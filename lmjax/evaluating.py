@@ -15,11 +15,13 @@ from lmjax.data.windows import Windows
 from lmjax.errors import UserError, path_text
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
 from lmjax.evaluate.predictors import predictor
+from lmjax.evaluate.preferences import referred
 from lmjax.experiment import Experiment
 from lmjax.loaded import Loaded, check_one_stack, load_model, needed_tokenizer, read_texts, with_weights
 from lmjax.places import Place, place
 from lmjax.sharding import Mesh, build_mesh
 from lmjax.tasks.causal_lm import NextToken
+from lmjax.tasks.preferences import Preferences
 from lmjax.tokenizers import Tokenizer
 
 
@@ -48,7 +50,8 @@ def run(options, step: int | str | None, result_file) -> int:
         score = on_examples if task.on_records else on_text
         scored = score(loaded, place(given) if given else loaded.held_out, options.weights, options.context)
         size = "" if scored.text_bytes is None else f", {scored.text_bytes:,} bytes"
-        print(f"{options.model}{after}: {scored.tokens:,} tokens{size}")
+        unit = "pairs" if isinstance(task, Preferences) else "tokens"
+        print(f"{options.model}{after}: {scored.tokens:,} {unit}{size}")
         print(f"protocol: {scored.protocol}{weights}")
         print("  ".join(f"{name} {value:.6f}" for name, value in scored.metrics().items()))
         result = scored.as_dict()
@@ -77,6 +80,8 @@ def on_examples(loaded: Loaded, file: Place, weights: str, context: int | None) 
     if not examples:
         raise UserError(f"--data {path_text(file)}: nothing in it counts in rows of {experiment.length} tokens")
     read = PackedRows(examples, length=experiment.length, source_length=experiment.source_length)
+    if isinstance(experiment.task, Preferences):
+        read = referred(loaded, experiment, read)
     return _scored(experiment, with_weights(loaded, weights), tokenizer, read)
 
 

@@ -5,8 +5,10 @@ from typing import Protocol
 from lmjax.data.sources import Record
 from lmjax.evaluate.answers import Answerer
 from lmjax.evaluate.labels import Labeller
+from lmjax.evaluate.preferences import Chooser
 from lmjax.experiment import Experiment
 from lmjax.tasks.chat import Chat
+from lmjax.tasks.preferences import Preferences
 from lmjax.tokenizers import Tokenizer
 
 
@@ -39,4 +41,6 @@ def predictor(experiment: Experiment, tokenizer: Tokenizer) -> Predictor:
     match experiment.task:
         case Chat():
             return Answerer(experiment, tokenizer)
+        case Preferences():
+            return Chooser(experiment, tokenizer)
     return Labeller(experiment, tokenizer)

@@ -8,5 +8,6 @@ check: of a model whose context is the length of a row.
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.chat import Chat
 from lmjax.tasks.classification import Classification
+from lmjax.tasks.preferences import Preferences
 
-AnyTask = CausalLM | Classification | Chat
+AnyTask = CausalLM | Classification | Chat | Preferences

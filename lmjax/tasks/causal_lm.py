@@ -1,13 +1,13 @@
 """Maximum likelihood of the next token: sum over t of log p(w_t | w_<t)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lmjax.data.batch import Batch
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.sharding import sizes_in_use
-from lmjax.tasks.loss import Loss, Routed, loss_chunk, vocabulary_loss
+from lmjax.tasks.loss import Loss, loss_chunk, vocabulary_loss, with_routing
 from lmjax.tokenizers import Tokenizer
 
 
@@ -31,6 +31,8 @@ class NextToken:
         if not cfg.causal:
             name = type(self).__name__
             raise ValueError(f"task {name} predicts a token from those before it; expected model.causal to be True")
+        if cfg.encoder_layers and self.on_records:
+            raise ValueError(f"task {type(self).__name__} reads one text; expected model.encoder_layers to be 0")
         chunk = self.loss_chunk
         if isinstance(chunk, int) and chunk < cfg.context and cfg.context % chunk:
             raise ValueError(f"rows of {cfg.context} tokens are not a multiple of task.loss_chunk {chunk}")
@@ -72,12 +74,7 @@ class CausalLM(NextToken):
             dropout_key=dropout_key if cfg.dropout else None,
         )  # fmt: skip
         kind = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
-        loss = self._loss(cfg, params, batch, hidden_BTD, **kind)
-        if routing is None:
-            return loss
-        penalty = cfg.feedforward.balance * routing.balance.sum() + cfg.feedforward.router_z_loss * routing.z.sum()
-        sums = (loss.weight * figure for figure in (penalty, *(layers.mean() for layers in routing)))
-        return replace(loss, routed=Routed(*sums))
+        return with_routing(self._loss(cfg, params, batch, hidden_BTD, **kind), routing, cfg.feedforward)
 
     def held_out_loss(self, cfg: ModelConfig, params, batch: Batch) -> Loss:
         """The plain negative log-likelihood, without dropout; experts are dropless."""

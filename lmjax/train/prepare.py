@@ -63,9 +63,13 @@ def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] |
     read = reading.read(experiment, tokenizer, known)
     # a prompt that cannot be encoded is found now, not at the first sample
     prompt_ids(experiment.sampling.prompt, tokenizer)
+    return Prepared(experiment, mesh, tokenizer, read, batches_of(experiment, tokenizer, read))
+
+
+def batches_of(experiment: Experiment, tokenizer: Tokenizer, read: Reading) -> Batches:
+    """Of the training rows, as the task changes them."""
     change = experiment.task.change(tokenizer, experiment.seed)
-    batches = Batches(read.parts, rows=experiment.batch_size, seed=experiment.seed, change=change)
-    return Prepared(experiment, mesh, tokenizer, read, batches)
+    return Batches(read.parts, rows=experiment.batch_size, seed=experiment.seed, change=change)
 
 
 def build_tokenizer(experiment: Experiment) -> Tokenizer:

@@ -53,7 +53,7 @@ def test_what_counts_is_the_answers_with_the_ends_of_their_turns():
 
 
 def test_the_loss_is_that_of_the_answers_whatever_shares_the_row():
-    cfg = tiny.llama(vocab=258, context=160)
+    cfg = tiny.gpt2(vocab=258, context=160)
     params = transformer.init_params(cfg, jax.random.key(0))
     examples = [example for one in RECORDS for example in Chat().encode(one, TOKENIZER, cfg, 160)]
     nats = [reference.log_p(cfg, params, *example[:2]) @ example.weights for example in examples]
