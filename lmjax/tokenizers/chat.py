@@ -124,8 +124,8 @@ def chat_ids(tokenizer: "Tokenizer", messages: list[Message], *, reply: bool = T
 def _spoken(tokenizer: "Tokenizer", messages: list[Message], *, reply: bool) -> Spoken:
     if tokenizer.chat is None:
         raise UserError(
-            "this model's tokenizer has no chat template; expected one in tokenizer_config.json, or "
-            "tokenizer.chat_template=plain or FILE.jinja in training"
+            "this model's tokenizer has no chat template; expected one in tokenizer_config.json, or in training "
+            "--tokenizer.chat_template=plain or =FILE.jinja"
         )
     specials = tokenizer.special_tokens()
     spelt = any(token in str(message.get("content")) for message in messages for token in specials)

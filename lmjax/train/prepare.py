@@ -19,7 +19,7 @@ from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.chat import with_template
 from lmjax.train import reading
 from lmjax.train.reading import Reading
-from lmjax.train.start import fitting, rooted
+from lmjax.train.start import fitting, rooted, speaking
 from lmjax.train.step import check_split, kernel
 
 
@@ -58,7 +58,10 @@ def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] |
     if experiment.init_from is not None:
         experiment = rooted(experiment)
         # a run that has begun needs what it started from no more
-        experiment = experiment.with_vocab(begun.model.vocab) if begun else fitting(experiment, tokenizer)
+        if begun:
+            experiment = experiment.with_vocab(begun.model.vocab)
+        else:
+            experiment, tokenizer = fitting(experiment, tokenizer), speaking(experiment, tokenizer)
     experiment = experiment.with_vocab(tokenizer.vocab_size)
     read = reading.read(experiment, tokenizer, known)
     # a prompt that cannot be encoded is found now, not at the first sample

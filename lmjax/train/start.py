@@ -1,5 +1,6 @@
 """Training that starts from a trained model: `init_from`, a run or a Hugging Face directory."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def fitting(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
             "SentencePiece, with the path of the .model file) takes it"
         )
     return experiment.with_vocab(max(tokenizer.vocab_size, cfg.vocab))
+
+
+def speaking(experiment: Experiment, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the chat template of what training starts from, where it has none of its own."""
+    _, theirs = _model_and_tokenizer(resolve(experiment.init_from))
+    if tokenizer.chat is not None or theirs is None:
+        return tokenizer
+    spoken = copy.copy(tokenizer)
+    spoken.chat = theirs.chat
+    return spoken
 
 
 def params_of(experiment: Experiment, run: RunDirectory, mesh: jax.sharding.Mesh, where, *, begun: bool) -> dict:
