@@ -59,7 +59,9 @@ def test_the_loss_is_that_of_the_answers_whatever_shares_the_row():
     nats = [reference.log_p(cfg, params, *example[:2]) @ example.weights for example in examples]
     batch = PackedRows(examples, length=160, source_length=160).read(np.arange(2))
     assert batch.segments_BT.max() > 1
-    for loss in (Chat().training_loss(cfg, params, batch, None), Chat().held_out_loss(cfg, params, batch)):
+    for loss in jax.jit(
+        lambda: (Chat().training_loss(cfg, params, batch, None), Chat().held_out_loss(cfg, params, batch))
+    )():
         assert float(loss.weight) == sum(map(len, ANSWERS))
         np.testing.assert_allclose(loss.total, -sum(nats), rtol=1e-5)
 

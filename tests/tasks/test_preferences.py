@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from lmjax.data.sources import JsonLines, Record
 from lmjax.errors import UserError
 from lmjax.evaluate.preferences import REFERENCE, Judge
 from lmjax.experiment import DataConfig
+from lmjax.interop.write import export
 from lmjax.models import transformer
 from lmjax.models.lora import LoRA
 from lmjax.tasks.chat import Chat
@@ -94,18 +96,19 @@ def test_the_loss_is_the_papers_whatever_shares_the_row(task):
     assert batch.segments_BT.max() >= 4 and batch.segments_BT[2].max() == 0
     nats, margins = paper(policy, base, examples, task.beta, task.label_smoothing)
     assert np.abs(margins).min() > 0.1
-    loss = task.held_out_loss(CFG, policy, batch)
+    loss = jax.jit(partial(task.held_out_loss, CFG))(policy, batch)
     assert float(loss.weight) == len(RECORDS) and int(loss.correct) == (margins > 0).sum()
     np.testing.assert_allclose([loss.total, loss.figures["margin"]], [nats.sum(), margins.sum()], rtol=1e-4)
     rewards = loss.figures["chosen_reward"] - loss.figures["rejected_reward"]
     np.testing.assert_allclose(rewards, margins.sum(), rtol=1e-4)
 
-    def gradient(task):
-        return jax.grad(lambda params: task.training_loss(CFG, params, batch, None).total)(policy)
+    def trained(task):
+        of = jax.value_and_grad(lambda params: task.training_loss(CFG, params, batch, None).total)
+        return jax.jit(of)(policy)
 
-    np.testing.assert_allclose(task.training_loss(CFG, policy, batch, None).total, nats.sum(), rtol=1e-4)
-    whole = jax.tree.leaves(gradient(replace(task, loss_chunk=None)))
-    for one, other in zip(whole, jax.tree.leaves(gradient(task)), strict=True):
+    total, whole = trained(replace(task, loss_chunk=None))
+    np.testing.assert_allclose(total, nats.sum(), rtol=1e-4)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(trained(task)[1]), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
         assert np.isfinite(one).all()
 
@@ -150,51 +153,50 @@ def test_settings_that_cannot_be():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A folder with a run of a language model, and pairs in which the upper case is preferred."""
+    """A folder with a model's weights, pairs in which the upper case is preferred, and a run of them."""
     place = tmp_path_factory.mktemp("base")
-    (place / "text.txt").write_text(tiny.text(9_000), encoding="utf-8")
-    loop.train(experiment(place, task=tiny.experiment("").task, init_from=None, steps=1), place / "base")
+    cfg = experiment(place).model
+    export(cfg, transformer.init_params(cfg, jax.random.key(1)), None, place / "base")
     words = np.random.default_rng(0).choice(["ab", "cd", "ef"], size=200)
     lines = [{"prompt": f"{i % 10}", "chosen": w.upper(), "rejected": w} for i, w in enumerate(words)]
     (place / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    loop.train(experiment(place), place / "run")
     return place
 
 
 def experiment(place, **changes):
-    short = {"steps": 8, "evaluate_every": 4, "checkpoint_every": 4, "sample_every": 8}
-    tuned = {"init_from": str(place / "base"), "task": Preferences(beta=0.5)}
-    if changes.get("init_from", "") is not None:
-        tuned["data"] = DataConfig(source=JsonLines(path=str(place / "pairs.jsonl")))
-    tokenizer = Bytes(eos=True)
-    return tiny.experiment(place / "text.txt", **short | tuned | {"tokenizer": tokenizer} | changes)
+    return tiny.experiment(
+        "", task=Preferences(beta=0.5), init_from=str(place / "base"), tokenizer=Bytes(eos=True),
+        data=DataConfig(source=JsonLines(path=str(place / "pairs.jsonl"))), steps=8, evaluate_every=4,
+        checkpoint_every=4, sample_every=8, model=tiny.gpt2(vocab=258, context=16, width=16), **changes,
+    )  # fmt: skip
 
 
 def metrics(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("adapter", [None, LoRA(rank=2, weights=("blocks/*/kernel",))], ids=["whole", "adapter"])
-def test_runs_end_the_same_when_stopped_and_prefer_what_was_chosen(base, adapter, tmp_path, monkeypatch):
-    exp = experiment(base, adapter=adapter)
-    loop.train(exp, tmp_path / "run")
-    assert_same_run(tmp_path / "run", run(exp, tmp_path / "stopped", [5], monkeypatch))
-    last = metrics(tmp_path / "run")[-1]
+def test_a_run_ends_the_same_when_stopped_and_prefers_what_was_chosen(base, tmp_path, monkeypatch):
+    assert_same_run(base / "run", run(experiment(base), tmp_path / "stopped", [5], monkeypatch))
+    # before the first step the model is its own reference
+    np.testing.assert_allclose(losses(base / "run")[0][1], np.log(2), rtol=1e-5)
+    last = metrics(base / "run")[-1]
     assert last["eval_loss"] < np.log(2) and last["accuracy"] > 0.9 and last["margin"] > 0
     assert last["margin"] == pytest.approx(last["chosen_reward"] - last["rejected_reward"], rel=1e-4)
-    assert "of the rejected" in (tmp_path / "run" / "samples.txt").read_text()
+    assert "of the rejected" in (base / "run" / "samples.txt").read_text()
+
+
+def test_an_adapter_is_compared_with_its_base(base, tmp_path):
+    loop.train(experiment(base, adapter=LoRA(rank=2, weights=("blocks/*/kernel",))), tmp_path / "run")
+    assert (tmp_path / "run" / REFERENCE).read_text() == (base / "run" / REFERENCE).read_text()
+    assert metrics(tmp_path / "run")[-1]["eval_loss"] < np.log(2)
 
 
 def test_evaluated_with_and_without_the_base(base, tmp_path, capsys):
-    shutil.copytree(base, tmp_path / "here")
-    exp = experiment(tmp_path / "here")
-    exp = replace(exp, model=replace(exp.model, dropout=0.0))
-    loop.train(exp, tmp_path / "run")
-    # before the first step the model is its own reference
-    np.testing.assert_allclose(losses(tmp_path / "run")[0][1], np.log(2), rtol=1e-5)
-    last, out = metrics(tmp_path / "run")[-1], tmp_path / "out.json"
-    words = ["evaluate", "--model", str(tmp_path / "run"), "--json", str(out)]
+    last, out, known = metrics(base / "run")[-1], tmp_path / "out.json", base / "run" / REFERENCE
+    words = ["evaluate", "--model", str(base / "run"), "--json", str(out)]
     new = ["--data", str(tmp_path / "new.jsonl")]
-    held_out = (tmp_path / "run" / "held_out.jsonl").read_text()
+    held_out = (base / "run" / "held_out.jsonl").read_text()
     # other examples, so that the base is asked
     (tmp_path / "new.jsonl").write_text(2 * held_out)
     assert command_line.main([*words, *new]) == 0
@@ -202,17 +204,21 @@ def test_evaluated_with_and_without_the_base(base, tmp_path, capsys):
     assert twice["tokens"] == 2 * held_out.count("\n")
     assert twice["margin"] == pytest.approx(last["margin"], rel=1e-4)
 
-    shutil.rmtree(tmp_path / "here")
+    (base / "base").rename(base / "away")
     assert command_line.main([*words]) == 0
     own = json.loads(out.read_text())
     assert own["eval_loss"] == pytest.approx(last["eval_loss"], rel=1e-6) and own["accuracy"] == last["accuracy"]
     capsys.readouterr()
     assert command_line.main([*words, *new]) == 2
     err = capsys.readouterr().err
+    (base / "away").rename(base / "base")
     assert "run compares its answers with those of" in err and err.count("\n") == 1
 
-    assert len(json.loads((tmp_path / "run" / REFERENCE).read_text())["log_p"]) == 2
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "pairs.jsonl").write_text(held_out * 9)
+    # nor does a run go on with others
+    assert len(json.loads(known.read_text())["log_p"]) == 2
+    shutil.copytree(base / "run", tmp_path / "run")
+    source = JsonLines(path=str(tmp_path / "new.jsonl"))
     with pytest.raises(UserError, match="reference.json is of other examples, and the model before the first step"):
-        loop.train(replace(exp, steps=9), tmp_path / "run", accept_changes=True)
+        loop.train(
+            replace(experiment(base), steps=9, data=DataConfig(source=source)), tmp_path / "run", accept_changes=True
+        )
