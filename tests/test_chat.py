@@ -197,3 +197,12 @@ def test_one_process_renders_many_and_another_follows_one_that_was_stopped(direc
     with pytest.raises(UserError, match="was stopped"):
         render(Chat("{{ 'x' * 10**10 }}"), HELLO, reply=True)
     assert render(Chat("well"), HELLO, reply=True) == "well" and len(begun) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(chat._renderer, "_line", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            render(Chat("before"), HELLO, reply=True)
+    assert render(Chat("after"), HELLO, reply=True) == "after"
+
+
+def interrupted(until):
+    raise KeyboardInterrupt

@@ -239,18 +239,23 @@ class _Renderer:
                     [sys.executable, "-I", str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                 )  # fmt: skip
+            line = b""
             try:
                 self._process.stdin.write(json.dumps(question).encode() + b"\n")
                 self._process.stdin.flush()
                 line = self._line(time.monotonic() + SECONDS)
             except BrokenPipeError:
-                line = b""
-            if line is not None and line.endswith(b"\n"):
-                return json.loads(line)
-            self._process.kill()
-            self._process.communicate()
-            took = f"more than {SECONDS} s" if line is None else "too much memory or time"
-            raise UserError(f"the chat template took {took} and was stopped")
+                pass
+            finally:
+                # nor may what was asked before an interruption be answered to the next question
+                if not (line or b"").endswith(b"\n"):
+                    self._process.kill()
+                    self._process.communicate()
+            if line is None:
+                raise UserError(f"the chat template took more than {SECONDS} s and was stopped")
+            if not line.endswith(b"\n"):
+                raise UserError("the chat template took too much memory or time and was stopped")
+            return json.loads(line)
 
     def _line(self, until: float) -> bytes | None:
         """What the process answers, cut short where it ended; None where it does not until then."""

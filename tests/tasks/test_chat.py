@@ -116,10 +116,10 @@ def conversations(count):
 def test_a_run_from_lines_of_json_to_answers(tmp_path, capsys):
     (tmp_path / "chats.jsonl").write_text(conversations(300))
     exp = tiny.experiment(
-        tmp_path, task=Chat(loss_chunk=24), tokenizer=Bytes(bos=True, eos=True, chat_template="plain"),
-        data=DataConfig(source=JsonLines(path=str(tmp_path / "chats.jsonl"))), batch_size=16, steps=60,
-        model=tiny.llama(vocab=None, context=96, layers=1), evaluate_every=60, checkpoint_every=60,
-        score_records=20, sample_every=60,
+        tmp_path, task=Chat(loss_chunk=16), tokenizer=Bytes(bos=True, eos=True, chat_template="plain"),
+        data=DataConfig(source=JsonLines(path=str(tmp_path / "chats.jsonl"))), batch_size=16, steps=45,
+        model=tiny.llama(vocab=None, context=64, layers=1), evaluate_every=45, checkpoint_every=45,
+        score_records=8, sample_every=45,
     )  # fmt: skip
     exp = replace(exp, sampling=replace(exp.sampling, max_new_tokens=8))
     loop.train(exp, tmp_path / "run")

@@ -18,6 +18,7 @@ from lmjax.experiment import DataConfig
 from lmjax.interop.write import export
 from lmjax.models import transformer
 from lmjax.models.lora import LoRA
+from lmjax.sharding import Mesh, build_mesh, place_batch
 from lmjax.tasks.chat import Chat
 from lmjax.tasks.preferences import CHOSEN, Preferences, apart, with_reference
 from lmjax.tokenizers import Bytes
@@ -111,6 +112,21 @@ def test_the_loss_is_the_papers_whatever_shares_the_row(task):
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(trained(task)[1]), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
         assert np.isfinite(one).all()
+
+
+def test_pairs_are_the_same_on_any_mesh():
+    cfg, task = tiny.llama(vocab=258, context=128, layers=1), Preferences(loss_chunk=32)
+    policy, base = (transformer.init_params(cfg, jax.random.key(seed)) for seed in (0, 1))
+    rows = PackedRows(encoded(task), length=128, source_length=128)
+    exp = tiny.experiment("unused", model=cfg, task=task, init_from="base", batch_size=4, microbatches=1)
+    found = Judge(exp)(base, rows)
+    batch = apart(with_reference(rows, found).read(np.arange(4)))
+    loss = jax.jit(partial(task.held_out_loss, cfg))
+    mesh = build_mesh(Mesh(data=2, sequence=2, tensor=2))
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(Judge(exp)(base, rows), found, atol=1e-4)
+        split = loss(policy, place_batch(batch, mesh))
+    np.testing.assert_allclose(split.total, loss(policy, batch).total, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
