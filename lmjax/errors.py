@@ -1,8 +1,19 @@
 """The one exception for mistakes that a user can mend."""
 
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """What was wrong, where, and what was expected, in one line; the command line exits with code 2."""
+
+
+@contextmanager
+def at(where: str):
+    """A mistake that is found inside is told with its place."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def path_text(path) -> str:

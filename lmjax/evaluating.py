@@ -6,16 +6,26 @@ from dataclasses import asdict, replace
 import jax
 
 from lmjax.checkpoint import write_whole
+from lmjax.data.batches import Rows
 from lmjax.data.mixture import read_as
+from lmjax.data.packing import PackedRows
+from lmjax.data.sources import Record
 from lmjax.data.store import stream_of
 from lmjax.data.windows import Windows
 from lmjax.errors import UserError, path_text
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
 from lmjax.evaluate.predictors import predictor
+from lmjax.evaluate.preferences import referred
 from lmjax.experiment import Experiment
 from lmjax.loaded import Loaded, check_one_stack, load_model, needed_tokenizer, read_texts, with_weights
 from lmjax.places import Place, place
 from lmjax.sharding import Mesh, build_mesh
+from lmjax.tasks.chat import Chat
+from lmjax.tasks.preferences import Preferences
+from lmjax.tokenizers import Tokenizer
+
+# tasks on records that are judged by the likelihood of what the records have, not by predictions
+LIKELIHOOD = (Chat, Preferences)
 
 
 def run(options, step: int | str | None, result_file) -> int:
@@ -34,14 +44,17 @@ def run(options, step: int | str | None, result_file) -> int:
         raise UserError(f"{name} FILE is needed: {options.model} is not a run, and has no held-out data of its own")
     after = "" if loaded.step is None else f" after step {loaded.step}"
     weights = "" if options.weights == "float32" else f", weights {options.weights}"
-    if task.on_records:
+    if task.on_records and not isinstance(task, LIKELIHOOD):
         figures = on_records(loaded, given, options.weights)
         print(f"{options.model}{after}: {given or 'its held-out records'}{weights}")
         print("\n".join(figures.lines()))
         result = asdict(figures)
     else:
-        scored = on_text(loaded, place(given) if given else loaded.held_out, options.weights, options.context)
-        print(f"{options.model}{after}: {scored.tokens:,} tokens, {scored.text_bytes:,} bytes")
+        score = on_examples if task.on_records else on_text
+        scored = score(loaded, place(given) if given else loaded.held_out, options.weights, options.context)
+        size = "" if scored.text_bytes is None else f", {scored.text_bytes:,} bytes"
+        unit = "pairs" if isinstance(task, Preferences) else "tokens"
+        print(f"{options.model}{after}: {scored.tokens:,} {unit}{size}")
         print(f"protocol: {scored.protocol}{weights}")
         print("  ".join(f"{name} {value:.6f}" for name, value in scored.metrics().items()))
         result = scored.as_dict()
@@ -55,12 +68,31 @@ def on_text(loaded: Loaded, file: Place, weights: str, context: int | None) -> H
     """The likelihood of a text. Raises UserError where it cannot be read, or there is nothing in it."""
     tokenizer = needed_tokenizer(loaded)
     experiment = with_context(loaded.experiment, context)
+    read = Windows(stream_of(read_texts(file), tokenizer), experiment.length, experiment.apart)
+    return _scored(experiment, with_weights(loaded, weights), tokenizer, read)
+
+
+def on_examples(loaded: Loaded, file: Place, weights: str, context: int | None) -> HeldOut:
+    """The likelihood of what counts in a file of records. Raises UserError, with the file and the line."""
+    tokenizer, experiment = needed_tokenizer(loaded), with_context(loaded.experiment, context)
+    examples = [
+        example
+        for record in _records(experiment, file)
+        for example in experiment.task.encode(record, tokenizer, experiment.model, experiment.length)
+    ]
+    if not examples:
+        raise UserError(f"--data {path_text(file)}: nothing in it counts in rows of {experiment.length} tokens")
+    read = PackedRows(examples, length=experiment.length, source_length=experiment.source_length)
+    if isinstance(experiment.task, Preferences):
+        read = referred(loaded, experiment, read)
+    return _scored(experiment, with_weights(loaded, weights), tokenizer, read)
+
+
+def _scored(experiment: Experiment, params, tokenizer: Tokenizer, read: Rows) -> HeldOut:
     # the batch is the run's own, so that the sums are too; devices that cannot share it stay idle
     devices = jax.devices()
     devices = devices if experiment.microbatch_size % len(devices) == 0 else devices[:1]
     mesh = build_mesh(Mesh(), devices)
-    read = Windows(stream_of(read_texts(file), tokenizer), experiment.length, experiment.apart)
-    params = with_weights(loaded, weights)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     change = experiment.task.change(tokenizer, experiment.seed)
     with jax.set_mesh(mesh):
@@ -70,12 +102,16 @@ def on_text(loaded: Loaded, file: Place, weights: str, context: int | None) -> H
 def on_records(loaded: Loaded, given: str | None, weights: str):
     """The figures of the run's task on a file of records. Raises UserError, with the file and the line."""
     experiment = loaded.experiment
-    source = read_as(experiment.data.source, given or str(loaded.held_out))
     predict = predictor(experiment, needed_tokenizer(loaded))
-    records = list(source.records())
-    if not records:
-        raise UserError(f"--data {path_text(given)}: there is no record in it")
+    records = _records(experiment, given or loaded.held_out)
     return predict.figures(records, predict(with_weights(loaded, weights), records))
+
+
+def _records(experiment: Experiment, file: Place | str) -> list[Record]:
+    records = list(read_as(experiment.data.source, str(file)).records())
+    if not records:
+        raise UserError(f"--data {path_text(file)}: there is no record in it")
+    return records
 
 
 def with_context(experiment: Experiment, context: int | None) -> Experiment:

@@ -18,6 +18,7 @@ from lmjax.optim import AdamW, AnySchedule, Cosine, Optimizer, check
 from lmjax.sharding import Mesh
 from lmjax.tasks.any_task import AnyTask
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.preferences import Preferences
 from lmjax.tokenizers import SentencePiece, TokenizerConfig
 
 
@@ -115,10 +116,17 @@ class Experiment:
                 )
         self.task.check(self.model_of_rows)
         check(self.optimizer)
+        if isinstance(self.task, Preferences) and self.init_from is None:
+            raise ValueError("task Preferences needs init_from, the model that its answers are compared with")
         if self.adapter is not None and self.init_from is None:
             raise ValueError("adapter needs init_from, the model that is adapted")
         if self.adapter is not None and self.freeze:
             raise ValueError("freeze: with an adapter all but it is frozen; adapter.train says what is not")
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether some verbs go on needing the model that init_from names."""
+        return self.adapter is not None or isinstance(self.task, Preferences)
 
     @property
     def length(self) -> int:

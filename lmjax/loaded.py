@@ -33,7 +33,7 @@ HUB = "hf:"
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 # what decides the numbers of a directory that is no run
 IDENTITY_FILES = ["*.safetensors", "adapter_config.json"]
-# what a run with an adapter remembers of the model that init_from names
+# what a run remembers of the model that init_from names, where it goes on needing that
 BASE = "base.json"
 
 
@@ -186,9 +186,11 @@ def identity(path: Place | str, step: int | None = None) -> dict:
 
 
 def base_params(run: RunDirectory, experiment: Experiment, mesh: jax.sharding.Mesh | None) -> dict:
-    """The parameters that a run's adapter belongs to. Raises UserError where they are not there or are others now."""
+    """The parameters that a run's adapter belongs to, or that its answers are compared with. Raises UserError where
+    they are not there or are others now."""
     recorded, base = run.read_json(BASE), experiment.init_from
-    here = f"{path_text(run.path)} is an adapter of {path_text(base)}"
+    needed = "is an adapter of" if experiment.adapter is not None else "compares its answers with those of"
+    here = f"{path_text(run.path)} {needed} {path_text(base)}"
     try:
         found = identity(base, recorded["step"])
     except UserError as error:

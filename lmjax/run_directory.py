@@ -154,7 +154,7 @@ class RunDirectory:
     def _small(self, name: str) -> Path:
         """A small file or folder of the run, on this machine; who has the lock goes on with all of them."""
         if not self._here:
-            wanted = ["experiment.json", "data.json", "base.json", "tokenizer"]
+            wanted = ["experiment.json", "data.json", "base.json", "reference.json", "tokenizer"]
             wanted += ["held_out.jsonl", "metrics.jsonl", "samples.txt"] if self._lock is not None else []
             names = [name for name in self.path.sizes() if name.split("/")[0] in wanted]
             self.path.download(self.local, names)

@@ -93,6 +93,13 @@ def logits(cfg, params, tokens_T, positions_T, segments_T):
     return x_TD @ params["embedding" if cfg.tied else "unembedding"].T
 
 
+def log_p(cfg, params, tokens_T, targets_T):
+    """(T,) of each target of one text alone."""
+    T = len(tokens_T)
+    logits_TV = logits(cfg, params, tokens_T, np.arange(T), np.ones(T))
+    return np.log(softmax(logits_TV))[np.arange(T), targets_T]
+
+
 def bucket(ahead: int, relative: Relative, both_ways: bool) -> int:
     """Mesh TensorFlow's _relative_position_bucket (transformer_layers.py), for one distance."""
     count, first = relative.buckets, 0

@@ -1,36 +1,24 @@
 """Chat templates: what they say, what they may not do, and that a message never speaks in control tokens."""
 
 import json
+import subprocess
 import time
 
+import numpy as np
 import pytest
-import tokenizers
 
 from lmjax.errors import UserError
 from lmjax.interop.tokenizer_files import of_directory
-from lmjax.tokenizers import load
-from lmjax.tokenizers.byte_level import byte_letters
-from lmjax.tokenizers.chat import Chat, chat_ids, render
+from lmjax.tokenizers import Bytes, Characters, SentencePiece, chat, load
+from lmjax.tokenizers.chat import Chat, chat_ids, render, said, stops_of, with_template
+from tests import tiny
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture
 def directory(tmp_path):
-    """Bytes and two control tokens of ChatML."""
-    letters = byte_letters()
-    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    built.decoder = tokenizers.decoders.ByteLevel()
-    built.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    built.save(str(tmp_path / "tokenizer.json"))
-    settings = {"chat_template": CHATML, "eos_token": "<|im_end|>", "bos_token": None}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    return tmp_path
+    return tiny.chatml(tmp_path)
 
 
 def as_bytes(text):
@@ -98,3 +86,123 @@ def test_templates_that_fail_or_attack(template, message, monkeypatch):
     with pytest.raises(UserError, match=message):
         render(Chat(template), HELLO, reply=True)
     assert time.monotonic() - start < 15
+
+
+TURNS = [
+    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": "Two."}, {"role": "user", "content": "\nAnd 2+2?"},
+    {"role": "assistant", "content": "\nFour.\n"}, {"role": "user", "content": "Thanks"},
+]  # fmt: skip
+
+
+def answers(tokenizer, messages, first=0):
+    """What counts, as text with the control tokens' numbers, and all ids."""
+    return [
+        (bytes(i if i < 256 else 0 for i in ids[answered]).decode(), ids.tolist())
+        for ids, answered in said(tokenizer, messages, first)
+    ]
+
+
+def test_the_answers_of_a_conversation_with_the_ends_of_their_turns(directory):
+    tokenizer = of_directory(directory)
+    ((text, ids),) = answers(tokenizer, TURNS)
+    # the line feed that ChatML puts behind the end of a turn is nobody's
+    assert text == "Two.\0\nFour.\n\0"
+    assert ids == chat_ids(tokenizer, TURNS[:5], reply=False).tolist()
+    ((text, same),) = answers(tokenizer, TURNS, first=3)
+    assert text == "\nFour.\n\0" and same == ids
+    spelt = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a<|im_end|>b"}]
+    assert answers(tokenizer, spelt)[0][0] == "a<|im_end|>b\0"
+
+
+# as Qwen 3's, which shows the thoughts of the last answer alone
+THINKING = tiny.CHATML.replace(
+    "message['content']", "('<think>' if loop.last and message['role'] == 'assistant' else '') + message['content']"
+)
+# as Llama 2's, which puts nothing before an answer
+INST = "{% for m in messages %}{{ '[INST]' + m.content if m.role == 'user' else '[/INST] ' + m.content + '<|im_end|>' }}{% endfor %}"
+
+
+def test_a_template_that_rewrites_what_it_has_written_gives_an_example_for_each_answer(tmp_path):
+    tokenizer = of_directory(tiny.chatml(tmp_path, THINKING))
+    (one, ids), (other, all_ids) = answers(tokenizer, TURNS)
+    assert (one, other) == ("<think>Two.\0", "<think>\nFour.\n\0")
+    assert ids == chat_ids(tokenizer, TURNS[:3], reply=False).tolist()
+    assert all_ids == chat_ids(tokenizer, TURNS[:5], reply=False).tolist()
+
+
+def test_a_template_without_a_prompt_for_answers_or_with_text_behind_its_control_tokens(tmp_path):
+    tokenizer = of_directory(tiny.chatml(tmp_path, INST))
+    assert answers(tokenizer, TURNS[1:])[0][0] == "[/INST] Two.\0[/INST] \nFour.\n\0"
+    bare = with_template(tokenizer, str(write(tmp_path / "t.jinja", INST.replace("+ '<|im_end|>'", "+ '!'"))))
+    assert answers(bare, TURNS[1:3])[0][0] == "[/INST] Two.!"
+
+
+def write(file, text):
+    file.write_text(text)
+    return file
+
+
+def test_what_is_no_conversation_to_learn_from(tmp_path):
+    tokenizer = of_directory(tiny.chatml(tmp_path))
+    with pytest.raises(UserError, match="no message of the assistant; expected an answer to learn"):
+        said(tokenizer, TURNS[:2])
+    odd = with_template(tokenizer, str(write(tmp_path / "t.jinja", "{{ messages|length }}{{ messages[-1].content }}")))
+    with pytest.raises(UserError, match="message 3: the chat template puts '21\\+1\\?' before an answer and then"):
+        said(odd, TURNS)
+
+
+def test_a_tokenizer_of_ours_speaks_the_plain_template(tmp_path):
+    expected = "system: Be brief.\0\nuser: 1+1?\0\nassistant: "
+    ours = Bytes(bos=True, eos=True, chat_template="plain").build(list)
+    assert chat_ids(ours, TURNS[:2]).tolist() == [256, *(i or 257 for i in as_bytes(expected))]
+    ((ids, answered),) = said(ours, TURNS[:3])
+    assert ids[answered].tolist() == [*as_bytes("Two."), 257] and stops_of(ours) == (257,)
+    ours.save(tmp_path / "run")
+    assert np.array_equal(chat_ids(load(tmp_path / "run"), TURNS), chat_ids(ours, TURNS))
+    pieces = SentencePiece(vocab_size=300, chat_template="plain").build(lambda: [tiny.text(5000)])
+    ((ids, answered),) = said(pieces, TURNS[:3])
+    assert ids[0] == pieces.policy.bos and ids[answered][-1] == pieces.policy.eos
+    assert pieces.decode(ids[answered]) == "Two." and pieces.decode(ids) == expected.replace("\0", "") + "Two.\n"
+
+
+def test_the_ends_of_answers_are_stops(tmp_path):
+    tokenizer = of_directory(tiny.chatml(tmp_path))
+    assert stops_of(with_template(tokenizer, None)) == (257,)
+    other = tiny.CHATML.replace("'<|im_end|>\\n'", "'<|im_start|>'")
+    assert stops_of(with_template(tokenizer, str(write(tmp_path / "t.jinja", other)))) == (257, 256)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Characters(chat_template="plain"), "tokenizer.chat_template=plain ends each message with EOS"),
+        (Bytes(chat_template="plain"), "expected tokenizer.eos to name a special token"),
+        (Bytes(chat_template="nope.jinja"), "nope.jinja: No such file"),
+    ],
+)
+def test_a_template_that_cannot_be(config, message):
+    with pytest.raises(UserError, match=message):
+        config.build(lambda: ["abc"])
+
+
+def test_one_process_renders_many_and_another_follows_one_that_was_stopped(directory, monkeypatch):
+    begun = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **more: begun.append(1) or popen(*words, **more))
+    monkeypatch.setattr(chat, "_renderer", chat._Renderer())
+    for _ in range(9):
+        chat_ids(of_directory(directory), TURNS)
+    assert len(begun) == 1
+    with pytest.raises(UserError, match="was stopped"):
+        render(Chat("{{ 'x' * 10**10 }}"), HELLO, reply=True)
+    assert render(Chat("well"), HELLO, reply=True) == "well" and len(begun) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(chat._renderer, "_line", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            render(Chat("before"), HELLO, reply=True)
+    assert render(Chat("after"), HELLO, reply=True) == "after"
+
+
+def interrupted(until):
+    raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """Small models, experiments, batches and processes for the tests."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from lmjax.models.norms import LayerNorm, RMSNorm
 from lmjax.models.positions import Learned, Relative, Rotary, Sinusoidal, Stretched
 from lmjax.optim import AdamW, Cosine
 from lmjax.tokenizers import Bytes
+from lmjax.tokenizers.byte_level import byte_letters
 
 ROOT = Path(__file__).parents[1]
 # the tests compile many tiny programs once: what only makes programs faster would make the tests slower
@@ -155,6 +157,27 @@ def batch(cfg: ModelConfig, rows: int, *, seed: int = 0, apart: bool = False, ra
     if ragged:
         weights_BT *= np.arange(T) < rng.integers(1, T, (rows, 1))
     return Batch(ids_BS[:, :-1], positions_BT, segments_BT, ids_BS[:, 1:], weights_BT)
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def chatml(directory: Path, template: str = CHATML) -> Path:
+    """Into the directory a tokenizer of bytes and the two control tokens of ChatML, 256 and 257."""
+    import tokenizers
+
+    letters = byte_letters()
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = tokenizers.decoders.ByteLevel()
+    built.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    built.save(str(directory / "tokenizer.json"))
+    settings = {"chat_template": template, "eos_token": "<|im_end|>", "bos_token": None}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
 
 
 def environment_of_a_process() -> dict[str, str]:

@@ -27,7 +27,8 @@ class Batch:
     targets_BT: what to predict at each place: a token, or the number of a label. weights_BT: how much each
     prediction counts, 0 for padding and across documents. segments_BT: which document of the row a token belongs to, 0
     for padding; None where attention runs across documents. types_BT: the first or the second text of a pair (BERT's
-    token types); source: what an encoder reads; None where a task has none.
+    token types); source: what an encoder reads; reference_BT: adds up over a segment to log p of what counts there
+    under a model that is not trained; None where a task has none.
     """
 
     tokens_BT: Array
@@ -37,3 +38,4 @@ class Batch:
     weights_BT: Array
     types_BT: Array | None = None
     source: SourceBatch | None = None
+    reference_BT: Array | None = None

@@ -4,6 +4,7 @@ Which examples share a row is decided once, by the seed; every pass has the rows
 constant time, as a window onto a text is.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -59,6 +60,8 @@ class PackedRows:
         order = np.arange(len(sizes)) if seed is None else np.random.default_rng(seed).permutation(len(sizes))
         self.rows = packed(sizes, np.array([room for _, room in sides]), order)
 
+    # a number for each token of the examples: `Batch.reference_BT`
+    reference: Ragged | None = None
     # there is no text of which bits per byte could be told
     text_bytes = None
 
@@ -86,6 +89,12 @@ class PackedRows:
                 digest.update(part.values.tobytes() + part.ends.tobytes())
         return digest.hexdigest()[:32]
 
+    def with_reference(self, values: np.ndarray) -> "PackedRows":
+        """The same rows; values: for the tokens of all examples, one after another."""
+        rows = copy.copy(self)
+        rows.reference = Ragged(np.split(values, self.tokens.ends[:-1]), np.float32)
+        return rows
+
     def endless(self, order_seed: int, shift_seed: int) -> grain.MapDataset:
         """Every row once a pass, in another order each time."""
         return grain.MapDataset.range(len(self.rows)).seed(order_seed).shuffle().repeat()
@@ -106,11 +115,11 @@ class PackedRows:
         """The rows of these numbers; a number beyond the last one gives padding."""
         rows = [self.rows[start] if start < len(self.rows) else () for start in starts_B]
         index, segments, positions = _places(rows, self.tokens, self.length)
-        tokens, targets, weights, types = (
+        tokens, targets, weights, types, reference = (
             None if pieces is None else _taken(pieces, index, segments)
-            for pieces in (self.tokens, self.targets, self.weights, self.types)
+            for pieces in (self.tokens, self.targets, self.weights, self.types, self.reference)
         )
-        return Batch(tokens, positions, segments, targets, weights, types, self._source(rows))
+        return Batch(tokens, positions, segments, targets, weights, types, self._source(rows), reference)
 
     def _source(self, rows: list) -> SourceBatch | None:
         if self.sources is None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.data.templates import filled
-from lmjax.errors import UserError
+from lmjax.errors import UserError, at
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
-from lmjax.evaluate.records import Record, at
+from lmjax.evaluate.records import Record
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import Settings, follows
 from lmjax.language_model import LanguageModel

@@ -21,13 +21,15 @@ from lmjax.sharding import local_rows, place_batch
 @dataclass(frozen=True)
 class HeldOut:
     """nats: sum over what is scored. tokens: how many tokens, or labels, these are. text_bytes: UTF-8 bytes of the
-    whole text, where it is one. correct: how many predictions are right, where the task counts them."""
+    whole text, where it is one. correct: how many predictions are right, where the task counts them. figures: sums of
+    what else it tells of them."""
 
     nats: float
     tokens: int
     text_bytes: int | None
     protocol: str
     correct: int | None = None
+    figures: dict[str, float] | None = None
 
     @property
     def eval_loss(self) -> float:
@@ -50,7 +52,8 @@ class HeldOut:
     def metrics(self) -> dict[str, float]:
         figures = {"eval_loss": self.eval_loss}
         if self.correct is not None:
-            return figures | {"accuracy": self.accuracy}
+            more = {name: value / self.tokens for name, value in (self.figures or {}).items()}
+            return figures | {"accuracy": self.accuracy} | more
         figures["perplexity"] = self.perplexity
         return figures if self.text_bytes is None else figures | {"bits_per_byte": self.bits_per_byte}
 
@@ -83,7 +86,11 @@ def held_out(
     tokens = round(float(np.sum([loss.weight for loss in losses], dtype=np.float64)))
     if tokens == 0:
         raise UserError("what is to be evaluated has no token that follows another in its document")
-    correct = None
+    correct = figures = None
     if losses[0].correct is not None:
         correct = round(float(np.sum([loss.correct for loss in losses], dtype=np.float64)))
-    return HeldOut(nats, tokens, read.text_bytes, read.protocol(), correct)
+    if losses[0].figures is not None:
+        figures = {
+            name: float(np.sum([loss.figures[name] for loss in losses], dtype=np.float64)) for name in losses[0].figures
+        }
+    return HeldOut(nats, tokens, read.text_bytes, read.protocol(), correct, figures)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.errors import at
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
-from lmjax.evaluate.records import at
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import Settings
 from lmjax.language_model import LanguageModel

@@ -3,7 +3,6 @@
 import difflib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lmjax.data.files import decode, matching, read_all
@@ -57,15 +56,6 @@ class Record:
         except UnicodeEncodeError as error:
             raise self.wrong(f"half a surrogate pair at character {error.start} of {name!r}") from None
         return value
-
-
-@contextmanager
-def at(where: str):
-    """A mistake that is found inside is told with its place."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def _short(value: object) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.data.sources import json_lines
-from lmjax.errors import UserError, path_text
+from lmjax.errors import UserError, at, path_text
 from lmjax.evaluate.likelihood import prefix_ids, protocol_of, rolling_pairs, rolling_sums
-from lmjax.evaluate.records import at, files
+from lmjax.evaluate.records import files
 from lmjax.evaluate.result import Figure, Result
 from lmjax.evaluate.settings import Settings
 from lmjax.language_model import LanguageModel

@@ -7,20 +7,30 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax.data.templates import filled
-from lmjax.errors import UserError
+from lmjax.errors import UserError, at
 from lmjax.evaluate.likelihood import prefix_ids, protocol_of
 from lmjax.evaluate.progress import followed
-from lmjax.evaluate.records import Record, at
+from lmjax.evaluate.records import Record
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import SEPARATOR, Settings, follows
 from lmjax.generate.many import write_all
 from lmjax.generate.sampling import Choice, choice
 from lmjax.language_model import LanguageModel
+from lmjax.models.config import ModelConfig
 from lmjax.tasks import text_metrics
 from lmjax.tasks.text_metrics import Interval, bootstrap, standard_error
+from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.sides import prompt_ids
 
 NEW_TOKENS = 64
+
+
+class Writer(NamedTuple):
+    """As much of a LanguageModel as writing needs; layers as they lie."""
+
+    cfg: ModelConfig
+    params: dict
+    tokenizer: Tokenizer
 
 
 class Written(NamedTuple):
@@ -36,25 +46,27 @@ def ids_of(model: LanguageModel, prompt: str) -> np.ndarray:
 
 
 def write_until(
-    model: LanguageModel, ids: list[np.ndarray], stops: tuple[str, ...], max_new_tokens: int, how: Choice, seed: int = 0
-) -> Written:
+    model: LanguageModel | Writer, ids: list[np.ndarray], stops: tuple[str, ...], max_new_tokens: int, how: Choice,
+    seed: int = 0, *, ends: tuple[int, ...] | None = None, follow=followed,
+) -> Written:  # fmt: skip
     """What the model writes after each prompt, up to the first of the stop strings, which is no part of it, or up to
-    one of the tokenizer's own. A prompt that leaves no room for max_new_tokens loses its beginning, as in lm-eval.
-    Raises UserError where the context has no room for any prompt."""
+    one of the tokens `ends`; None: the tokenizer's own. A prompt that leaves no room for max_new_tokens loses its
+    beginning, as in lm-eval. follow: who shows how far it is. Raises UserError where the context has no room for any
+    prompt."""
     room = model.cfg.context - max_new_tokens
     if room < 1:
         raise UserError(f"{max_new_tokens} new tokens leave no room for a prompt in a context of {model.cfg.context}")
     kept = [one[-room:] for one in ids]
     news = write_all(
         model.cfg, model.params, kept, how, max_new_tokens=max_new_tokens, seed=seed,
-        stops=model.tokenizer.policy.stops, known=model.tokenizer.vocab_size,
-        followed=partial(followed, total=len(kept), size=len),
+        stops=model.tokenizer.policy.stops if ends is None else ends, known=model.tokenizer.vocab_size,
+        followed=partial(follow, total=len(kept), size=len),
     )  # fmt: skip
     texts = [_up_to(_decoded(model, before, new), stops) for before, new in zip(kept, news, strict=True)]
     return Written(texts, sum(len(one) > room for one in ids))
 
 
-def _decoded(model: LanguageModel, before: np.ndarray, new: np.ndarray) -> str:
+def _decoded(model: LanguageModel | Writer, before: np.ndarray, new: np.ndarray) -> str:
     """Decoded together, where the tokenizer would take a space at the beginning for its own."""
     whole, head = model.tokenizer.decode([*before, *new]), model.tokenizer.decode(before)
     return whole[len(head) :] if whole.startswith(head) else model.tokenizer.decode(new)

@@ -7,7 +7,7 @@ from lmjax.experiment import Experiment
 from lmjax.generate.beam import Beam, write
 from lmjax.generate.sampling import Choice, choice
 from lmjax.tokenizers import Tokenizer
-from lmjax.tokenizers.chat import chat_ids
+from lmjax.tokenizers.chat import chat_ids, stops_of
 from lmjax.tokenizers.sides import prompt_ids, source_ids
 
 
@@ -17,7 +17,7 @@ def answers(
 ) -> list[str]:  # fmt: skip
     """What the model answers to each prompt as a user's message. Raises UserError as `chat_ids` and `generate`."""
     ids = [chat_ids(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
-    stops, known = tokenizer.policy.stops, tokenizer.vocab_size
+    stops, known = stops_of(tokenizer), tokenizer.vocab_size
     news = write(experiment.model, params, ids, how, max_new_tokens=max_new_tokens, seed=seed, stops=stops, known=known)
     return [tokenizer.decode(new) for new in news]
 

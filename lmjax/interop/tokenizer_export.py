@@ -45,7 +45,7 @@ def hugging_face_files(tokenizer: Tokenizer, *, whole: bool = False) -> dict[str
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "model_max_length": 10**9,
     }  # fmt: skip
-    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.chat is not None:
+    if tokenizer.chat is not None:
         settings |= {**tokenizer.chat.names, "chat_template": tokenizer.chat.template}
     settings |= {key: built.id_to_token(index) for key, index in controls.items() if index is not None}
     if not isinstance(tokenizer, HuggingFaceTokenizer) or (policy.bos, policy.eos) != tuple(

@@ -18,6 +18,7 @@ from lmjax.interop.tensor_files import write_tensors
 from lmjax.interop.tokenizer_export import hugging_face_files
 from lmjax.models.config import ModelConfig
 from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.chat import stops_of
 from lmjax.trees import named_leaves
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16), "float16": np.dtype(np.float16)}
@@ -99,7 +100,9 @@ def _texts(
 ) -> dict[str, bytes]:
     ids = {"bos_token_id": None, "eos_token_id": None}
     if tokenizer is not None:
-        stops = list(tokenizer.policy.stops)
+        # who generates with the files must know where an answer ends
+        spoken = tokenizer.chat is not None and not tokenizer.policy.stops
+        stops = list(stops_of(tokenizer) if spoken else tokenizer.policy.stops)
         ids = {"bos_token_id": tokenizer.policy.bos, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
     pad = None
     if cfg.encoder_layers:

@@ -16,6 +16,7 @@ from lmjax.experiment import Experiment
 from lmjax.plan.collectives import Collective, collectives
 from lmjax.plan.devices import Topology, devices_of
 from lmjax.sharding import batch_sharding, build_mesh
+from lmjax.tasks.preferences import Preferences
 from lmjax.train import state as train_state
 from lmjax.train.step import check_split, compile_step
 
@@ -69,6 +70,7 @@ def abstract_batch(experiment: Experiment, mesh) -> Batch:
         tokens_BT=ids, positions_BT=ids, segments_BT=ids if experiment.apart else None, targets_BT=ids,
         weights_BT=field(experiment.length, jnp.float32), types_BT=ids if task.has_types else None,
         source=SourceBatch(*3 * [field(experiment.source_length)]) if experiment.model.encoder_layers else None,
+        reference_BT=field(experiment.length, jnp.float32) if isinstance(task, Preferences) else None,
     )  # fmt: skip
 
 

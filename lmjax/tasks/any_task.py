@@ -6,7 +6,9 @@ it needs of the model's head. check: of a model whose context is the length of a
 """
 
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.chat import Chat
 from lmjax.tasks.classification import Classification
+from lmjax.tasks.preferences import Preferences
 from lmjax.tasks.seq2seq import Seq2Seq
 
-AnyTask = CausalLM | Classification | Seq2Seq
+AnyTask = CausalLM | Chat | Classification | Preferences | Seq2Seq

@@ -1,6 +1,6 @@
 """Cross-entropy as sums. The mean is taken once, by whoever holds the sum over all devices and microbatches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -36,12 +36,13 @@ class Routed:
 class Loss:
     """total: weighted sum in nats. weight: sum of the weights, the number of target tokens where all are 1. routed: in
     training, of a model with experts; no part of total. correct: sum of the weights of the predictions that are right,
-    where a task counts them, in evaluation."""
+    where a task counts them, in evaluation. figures: sums of what else a task tells of its predictions there."""
 
     total: jax.Array
     weight: jax.Array
     routed: Routed | None = None
     correct: jax.Array | None = None
+    figures: dict[str, jax.Array] | None = None
 
     @property
     def objective(self) -> jax.Array:
@@ -51,6 +52,16 @@ class Loss:
     def mean(self) -> jax.Array:
         """Nats per target token; 0 where there is none."""
         return self.total / jnp.maximum(self.weight, 1e-30)
+
+
+def with_routing(loss: Loss, routing, ff) -> Loss:
+    """The loss with what the routers of experts add, times its weight. routing: of `transformer.trained`, by layer;
+    None where there are no experts. ff: the model's Experts."""
+    if routing is None:
+        return loss
+    penalty = ff.balance * routing.balance.sum() + ff.router_z_loss * routing.z.sum()
+    sums = (loss.weight * figure for figure in (penalty, *(layers.mean() for layers in routing)))
+    return replace(loss, routed=Routed(*sums))
 
 
 def cross_entropy(logits_V, targets, weights, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
@@ -70,7 +81,7 @@ def cross_entropy(logits_V, targets, weights, *, label_smoothing: float = 0.0, z
     return Loss(jnp.sum(nats * weights), jnp.sum(weights))
 
 
-def check_loss(label_smoothing: float, chunk: Chunk = None) -> None:
+def check_loss(label_smoothing: float = 0.0, chunk: Chunk = None) -> None:
     """Raises ValueError for a setting of a task that is out of range."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; expected a number from 0 to below 1")
@@ -116,6 +127,24 @@ def vocabulary_loss(
         return _by_chunks((chunk, cap, tuple(kind.items())), hidden_BTD, matrix_VD, targets_BT, weights_BT)
     logits_V = constrain(logits(matrix_VD, hidden_BTD, cap), "batch", "length", "vocab")
     return cross_entropy(logits_V, targets_BT, weights_BT, **kind)
+
+
+def log_probabilities(hidden_BTD, matrix_VD, targets_BT, *, chunk: int | None, cap: float | None = None) -> jax.Array:
+    """(B, T): log p of each target, for losses that are no sum over places. chunk, cap: of `vocabulary_loss`; the
+    products of a chunk are computed again in the backward pass."""
+
+    def part(hidden_BCD, targets_BC):
+        logits_BCV = constrain(logits(matrix_VD, hidden_BCD, cap), "batch", "length", "vocab")
+        target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+        return target_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
+
+    if chunk is None or chunk >= targets_BT.shape[1]:
+        return part(hidden_BTD, targets_BT)
+    matrix_VD = _whole_rows(matrix_VD, hidden_BTD.dtype)
+    again = jax.checkpoint(part)
+    pieces = (_chunks(hidden_BTD, chunk), _chunks(targets_BT, chunk))
+    _, log_p_NBC = jax.lax.scan(lambda carry, piece: (carry, again(*piece)), None, pieces)
+    return jnp.moveaxis(log_p_NBC, 0, 2).reshape(targets_BT.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

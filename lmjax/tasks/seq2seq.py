@@ -1,6 +1,6 @@
 """A text for a text: translation, summaries, answers to questions; by an encoder and a decoder, or a decoder alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import jax
@@ -14,18 +14,19 @@ from lmjax.data.templates import filled, names
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
-from lmjax.tasks.loss import Chunk, Loss, check_loss, check_rows, chunk_of, vocabulary_loss
+from lmjax.tasks.causal_lm import NextToken
+from lmjax.tasks.loss import Loss, check_loss, vocabulary_loss
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.sides import decoder_start, prompt_ids, source_ids, target_ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seq2Seq:
+class Seq2Seq(NextToken):
     """log p(target | source) of every token of the target and of EOS behind it (arXiv:1409.3215, equation 1).
 
     source: a template with fields in braces, which the encoder reads, or, where there is none, the decoder before
     the target; there it ends with `separator`. target: the name of the field with the text to write: a text, a list of
-    texts of which the first is learnt and any is right, or SQuAD's answers. label_smoothing, loss_chunk: as CausalLM's.
+    texts of which the first is learnt and any is right, or SQuAD's answers. label_smoothing: only in training.
     too_long: what becomes of a training example with more tokens than a row: an error, or it is left out.
 
     start: the id that the decoder beside an encoder begins with; None: that of the model which init_from names,
@@ -38,7 +39,6 @@ class Seq2Seq:
     target: str = "target"
     separator: str = " => "
     label_smoothing: float = 0.0
-    loss_chunk: Chunk = "auto"
     too_long: Literal["error", "drop"] = "error"
     figures: Literal["translation", "answers"] = "translation"
     beams: int = 1
@@ -46,8 +46,6 @@ class Seq2Seq:
     start: int | None = None
 
     on_records: ClassVar[bool] = True
-    has_types: ClassVar[bool] = False
-    outputs: ClassVar[int] = 0
 
     def __post_init__(self):
         check_loss(self.label_smoothing, self.loss_chunk)
@@ -55,17 +53,8 @@ class Seq2Seq:
             raise ValueError(f"beams is {self.beams}; expected a positive number")
 
     def check(self, cfg: ModelConfig) -> None:
-        """Raises ValueError where the model cannot do this task."""
-        if not cfg.causal:
-            raise ValueError("task Seq2Seq writes a text; expected model.causal to be True")
-        check_rows(self.loss_chunk, cfg.context)
-
-    def chunk(self, rows: int, length: int, vocab: int) -> int | None:
-        """As `CausalLM.chunk`."""
-        return chunk_of(self.loss_chunk, rows, length, vocab)
-
-    def change(self, tokenizer: Tokenizer, seed: int) -> None:
-        """Batches are read as they are."""
+        """Raises ValueError where the model, with the length of a row as its context, cannot do this task."""
+        super().check(replace(cfg, encoder_layers=0))
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ from lmjax.tasks import text_metrics
 from lmjax.tasks.text_metrics import Interval, bootstrap, wilson
 
 
-def within(interval: Interval | None) -> str:
-    return "" if interval is None else f" (95 %: {interval.low:.2f} to {interval.high:.2f})"
+def within(interval: Interval | None, digits: int = 2) -> str:
+    """An interval as it stands behind its figure; nothing for None."""
+    return "" if interval is None else f" (95 %: {interval.low:.{digits}f} to {interval.high:.{digits}f})"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def translation_figures(texts: list[str], references: list[list[str]]) -> Transl
 
 @dataclass(frozen=True)
 class AnswerFigures:
-    """SQuAD v1.1's, in percent, the best of the references. exact_match_interval: Wilson's; f1_interval: by bootstrap
+    """SQuAD v1.1's, from 0 to 1, the best of the references. exact_match_interval: Wilson's; f1_interval: by bootstrap
     over the answers, None of one."""
 
     answers: int
@@ -57,8 +58,8 @@ class AnswerFigures:
 
     def lines(self) -> list[str]:
         return [
-            f"exact match {self.exact_match:.2f} %{within(self.exact_match_interval)}, {self.answers:,} answers",
-            f"F1 {self.f1:.2f} %{within(self.f1_interval)}",
+            f"exact match {self.exact_match:.4f}{within(self.exact_match_interval, 4)}, {self.answers:,} answers",
+            f"F1 {self.f1:.4f}{within(self.f1_interval, 4)}",
         ]
 
 
@@ -68,10 +69,5 @@ def answer_figures(texts: list[str], references: list[list[str]]) -> AnswerFigur
     f1 = np.array([text_metrics.f1(*pair) for pair in both])
     spread = bootstrap(lambda index_RN: f1[index_RN].mean(1), len(f1))
     return AnswerFigures(
-        len(both), 100 * exact.mean(), _percent(wilson(exact.sum(), len(exact))), 100 * f1.mean(),
-        None if spread is None else _percent(spread[1]),
-    )  # fmt: skip
-
-
-def _percent(interval: Interval) -> Interval:
-    return Interval(100 * interval.low, 100 * interval.high)
+        len(both), float(exact.mean()), wilson(exact.sum(), len(exact)), float(f1.mean()), spread and spread[1]
+    )

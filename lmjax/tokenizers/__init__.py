@@ -15,8 +15,8 @@ import numpy as np
 
 from lmjax.errors import UserError
 from lmjax.tokenizers.byte_level import byte_level_bpe
-from lmjax.tokenizers.chat import Chat, chat_of
-from lmjax.tokenizers.passages import passages
+from lmjax.tokenizers.chat import Chat, by_pieces, chat_of, with_template
+from lmjax.tokenizers.passages import trained_pieces
 
 POLICY_FILE = "policy.json"
 # of what `save` writes: caches of another are not looked at
@@ -39,11 +39,21 @@ class Policy:
 
 
 class Tokenizer:
-    """encode(text) -> ids and decode(ids) -> text, without control tokens; `files` is what `save` writes."""
+    """encode(text) -> ids and decode(ids) -> text, without control tokens; `files` is what `save` writes. chat: how
+    conversations are written; None: nobody says."""
 
     kind: ClassVar[str]
     vocab_size: int
     policy: Policy
+    chat: Chat | None = None
+
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that are never text, by what chat templates call them, and their ids."""
+        return {}
+
+    def encode_with_controls(self, text: str) -> np.ndarray:
+        """The ids where special tokens written in the text are special: for templates, never for a user's words."""
+        return by_pieces(self, text)
 
     def encode(self, text: str) -> np.ndarray:
         raise TypeError("each kind says this")
@@ -69,6 +79,8 @@ class Tokenizer:
             (directory / name).write_bytes(content)
         policy = {"kind": self.kind} | vars(self.policy)
         (directory / POLICY_FILE).write_text(json.dumps(policy, indent=2) + "\n")
+        if self.chat is not None:
+            (directory / CHAT_FILE).write_text(json.dumps(vars(self.chat), indent=2) + "\n", encoding="utf-8")
 
     def identity(self) -> list:
         """What decides the ids that a text gets, for fingerprints."""
@@ -84,6 +96,9 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self, policy: Policy):
         self.policy = policy
+
+    def special_tokens(self):
+        return {"<s>": 256, "</s>": 257}
 
     def encode(self, text):
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
@@ -157,6 +172,9 @@ class SentencePieceTokenizer(Tokenizer):
         """Of bos and eos, -1 where the model has none."""
         return {"bos": self._processor.bos_id(), "eos": self._processor.eos_id()}
 
+    def special_tokens(self):
+        return {self._processor.id_to_piece(index): index for index in self.control_ids().values() if index >= 0}
+
     @cached_property
     def files(self):
         return {"tokenizer.model": self.model}
@@ -189,8 +207,7 @@ class HuggingFaceTokenizer(Tokenizer):
         both = self._tokenizer.encode(first, second)
         return np.array(both.ids, np.int32), np.array(both.type_ids, np.int32)
 
-    def encode_with_controls(self, text: str) -> np.ndarray:
-        """The ids where special tokens written in the text are special: for templates, never for a user's words."""
+    def encode_with_controls(self, text):
         self._tokenizer.encode_special_tokens = False
         try:
             return self.encode(text)
@@ -203,13 +220,7 @@ class HuggingFaceTokenizer(Tokenizer):
         at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
         return whole[:at], whole[at + len(bare) :]
 
-    def save(self, directory):
-        super().save(directory)
-        if self.chat is not None:
-            (directory / CHAT_FILE).write_text(json.dumps(vars(self.chat), indent=2) + "\n", encoding="utf-8")
-
-    def special_tokens(self) -> dict[str, int]:
-        """The tokens that are never text, and their ids."""
+    def special_tokens(self):
         added = self._tokenizer.get_added_tokens_decoder()
         return {token.content: index for index, token in added.items() if token.special}
 
@@ -225,24 +236,36 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bytes:
+class Chatting:
+    """chat_template: how conversations are written: a file in Jinja; "plain": role, text and EOS of each message; None:
+    as the tokenizer's files say, if they do."""
+
+    chat_template: str | None = None
+
+    def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+        """Raises UserError where a file cannot be read, or nothing can be learnt from the texts."""
+        return with_template(self._build(texts), self.chat_template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes(Chatting):
     """No training, no unknown text: 256 bytes and two control tokens."""
 
     bos: bool = False
     eos: bool = False
     needs_text: ClassVar[bool] = False
 
-    def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    def _build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
         return ByteTokenizer(Policy(bos=256 if self.bos else None, eos=257 if self.eos else None))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Characters:
+class Characters(Chatting):
     """The characters that occur in the text, held-out part included."""
 
     needs_text: ClassVar[bool] = True
 
-    def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    def _build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
         characters = set()
         for text in texts():
             characters.update(text)
@@ -250,7 +273,7 @@ class Characters:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentencePiece:
+class SentencePiece(Chatting):
     """A .model file, or where no path is given one trained on the training text (about `sample_bytes` of it).
 
     bos, eos: whether a document gets the model's own control tokens.
@@ -273,42 +296,16 @@ class SentencePiece:
     def needs_text(self) -> bool:
         return self.path is None
 
-    def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
-        model = self._train(texts()) if self.path is None else _read(self.path)
+    def _build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+        if self.path is None:
+            model = trained_pieces(texts(), self.algorithm, self.vocab_size, self.sample_bytes)
+        else:
+            model = _read(self.path)
         return sentencepiece_tokenizer(model, bos=self.bos, eos=self.eos, where=self.path or "the trained model")
-
-    def _train(self, texts: Iterable[str]) -> bytes:
-        import io
-
-        import sentencepiece
-
-        model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=passages(texts, self.sample_bytes),
-                model_writer=model,
-                model_type=self.algorithm,
-                vocab_size=self.vocab_size,
-                # what follows makes decode(encode(text)) == text for every text
-                byte_fallback=True,
-                normalization_rule_name="identity",
-                remove_extra_whitespaces=False,
-                add_dummy_prefix=False,
-                allow_whitespace_only_pieces=True,
-                character_coverage=0.9999,
-                hard_vocab_limit=False,
-                max_sentence_length=1 << 20,
-                num_threads=1,  # the same model on every machine
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            message = str(error).strip().splitlines()[-1]
-            raise UserError(f"tokenizer: SentencePiece could not be trained on this text: {message}") from None
-        return model.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)
-class HuggingFace:
+class HuggingFace(Chatting):
     """A directory with tokenizer.json, or with vocab.json and merges.txt as GPT-2 ships; or such a .json file.
 
     bos, eos: the control token's text, such as "<|endoftext|>", that a document gets before or after it; None: none.
@@ -319,7 +316,7 @@ class HuggingFace:
     eos: str | None = None
     needs_text: ClassVar[bool] = False
 
-    def build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    def _build(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
         path = Path(self.path)
         single = path if path.is_file() else path / "tokenizer.json"
         if single.is_file():
@@ -366,7 +363,10 @@ def sentencepiece_tokenizer(model: bytes, *, bos: bool, eos: bool, where: str) -
 def load(directory: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote. Raises UserError where a file is missing or damaged."""
     try:
-        return _loaded(directory)
+        tokenizer, chat = _loaded(directory), directory / CHAT_FILE
+        if chat.is_file():
+            tokenizer.chat = Chat(**json.loads(_read(chat)))
+        return tokenizer
     except UserError:
         raise
     except Exception as error:  # each library raises kinds of its own, tokenizers bare Exception
@@ -384,9 +384,7 @@ def _loaded(directory: Path) -> Tokenizer:
         case "SentencePiece":
             return SentencePieceTokenizer(_read(directory / "tokenizer.model"), policy)
         case "HuggingFace":
-            chat = directory / CHAT_FILE
-            spoken = Chat(**json.loads(_read(chat))) if chat.is_file() else None
-            return HuggingFaceTokenizer(_read(directory / "tokenizer.json").decode(), policy, spoken)
+            return HuggingFaceTokenizer(_read(directory / "tokenizer.json").decode(), policy)
     raise UserError(f"{directory / POLICY_FILE}: unknown kind of tokenizer {stored['kind']!r}")
 
 

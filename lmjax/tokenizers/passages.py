@@ -1,6 +1,8 @@
-"""What a tokenizer is trained on."""
+"""What a tokenizer is trained on, and SentencePiece's training."""
 
 from collections.abc import Iterable
+
+from lmjax.errors import UserError
 
 
 def passages(texts: Iterable[str], limit: int):
@@ -14,3 +16,34 @@ def passages(texts: Iterable[str], limit: int):
                 return
             if passage:
                 yield passage
+
+
+def trained_pieces(texts: Iterable[str], algorithm: str, vocab_size: int, sample_bytes: int) -> bytes:
+    """A serialised SentencePiece model. Raises UserError where there is too little text for it."""
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=passages(texts, sample_bytes),
+            model_writer=model,
+            model_type=algorithm,
+            vocab_size=vocab_size,
+            # what follows makes decode(encode(text)) == text for every text
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            character_coverage=0.9999,
+            hard_vocab_limit=False,
+            max_sentence_length=1 << 20,
+            num_threads=1,  # the same model on every machine
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        message = str(error).strip().splitlines()[-1]
+        raise UserError(f"tokenizer: SentencePiece could not be trained on this text: {message}") from None
+    return model.getvalue()

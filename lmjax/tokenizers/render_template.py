@@ -1,6 +1,8 @@
-"""Render one chat template, as a process of its own: JSON on standard input, JSON on standard output, and limits."""
+"""Render chat templates, as a process of its own with limits: a line of JSON on standard input for each, a line of JSON
+on standard output with the text or why there is none."""
 
 import datetime
+import functools
 import json
 import resource
 import sys
@@ -20,14 +22,12 @@ def _json(value, indent=None, ensure_ascii=False, separators=None, sort_keys=Fal
     return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
 
 
-def main() -> int:
-    """0 and the text; 3 and the reason where the template raises."""
+def main() -> None:
+    """Until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    question = json.loads(sys.stdin.buffer.read().decode("utf-8"))
     # the settings that transformers renders with
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -37,15 +37,19 @@ def main() -> int:
         "raise_exception": _refuse,
         "strftime_now": lambda form: datetime.datetime.now().strftime(form),
     }
-    try:
-        text = environment.from_string(question["template"]).render(**question["variables"])
-    except (jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError, KeyError) as error:
-        print(f"{type(error).__name__}: {error}")
-        return 3
-    # escapes keep the output ASCII, whatever the terminal's encoding is
-    print(json.dumps(text))
-    return 0
+    parsed = functools.lru_cache(maxsize=4)(environment.from_string)
+    for line in sys.stdin.buffer:
+        question = json.loads(line)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        until = int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
+        try:
+            answer = {"text": parsed(question["template"]).render(**question["variables"])}
+        except (jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError, KeyError) as error:
+            answer = {"refused": f"{type(error).__name__}: {error}"}
+        # escapes keep the output ASCII, whatever the terminal's encoding is
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -23,6 +23,7 @@ from lmjax.train import state as train_state
 from lmjax.train.predict import graded, predict, telling_what_helps
 from lmjax.train.prepare import Prepared, check_devices, in_force, prepare
 from lmjax.train.reading import held_out_lines
+from lmjax.train.reference import compared
 from lmjax.train.report import Report, Screen
 from lmjax.train.start import params_of
 from lmjax.train.state import TrainState
@@ -50,6 +51,7 @@ def train(experiment: Experiment, run_path: Place, *, accept_changes: bool = Fal
             if int(state.step) == experiment.steps:
                 screen.say(f"finished: step {experiment.steps} of {experiment.steps} in {run.path}; --steps=N goes on")
                 return
+            prepared = compared(prepared, run, state, frozen)
             screen.say(trees.table(state.params))
             for line in [" | ".join([in_force(prepared), *trained.told(experiment, state.params)]), *changes]:
                 screen.say(line)

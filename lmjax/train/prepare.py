@@ -2,7 +2,7 @@
 experiment's own numbers and the devices, the data's whereabouts, the run directory, the text, the vocabulary."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -15,10 +15,11 @@ from lmjax.experiment import Experiment
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import build_mesh
 from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.chat import with_template
 from lmjax.tokenizers.sides import prompt_ids
 from lmjax.train import reading
 from lmjax.train.reading import Reading
-from lmjax.train.start import fitting, rooted, start_of, starting
+from lmjax.train.start import fitting, rooted, speaking, start_of, starting
 from lmjax.train.step import check_split, kernel
 
 
@@ -57,15 +58,22 @@ def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] |
     if experiment.init_from is not None:
         experiment = rooted(experiment)
         # a run that has begun needs what it started from no more
-        experiment = experiment.with_vocab(begun.model.vocab) if begun else fitting(experiment, tokenizer)
+        if begun:
+            experiment = experiment.with_vocab(begun.model.vocab)
+        else:
+            experiment, tokenizer = fitting(experiment, tokenizer), speaking(experiment, tokenizer)
         experiment = starting(experiment, getattr(begun.task, "start", None) if begun else start_of(experiment))
     experiment = experiment.with_vocab(tokenizer.vocab_size)
     read = reading.read(experiment, tokenizer, known)
     # a prompt that cannot be encoded is found now, not at the first sample
     prompt_ids(experiment.sampling.prompt, tokenizer)
+    return Prepared(experiment, mesh, tokenizer, read, batches_of(experiment, tokenizer, read))
+
+
+def batches_of(experiment: Experiment, tokenizer: Tokenizer, read: Reading) -> Batches:
+    """Of the training rows, as the task changes them."""
     change = experiment.task.change(tokenizer, experiment.seed)
-    batches = Batches(read.parts, rows=experiment.batch_size, seed=experiment.seed, change=change)
-    return Prepared(experiment, mesh, tokenizer, read, batches)
+    return Batches(read.parts, rows=experiment.batch_size, seed=experiment.seed, change=change)
 
 
 def build_tokenizer(experiment: Experiment) -> Tokenizer:
@@ -75,7 +83,8 @@ def build_tokenizer(experiment: Experiment) -> Tokenizer:
         return config.build(lambda: [])
     # the list of characters must hold the held-out ones; what learns frequencies must not see them
     splits = ("train", "held_out") if isinstance(config, tokenizers.Characters) else ("train",)
-    digest = hashlib.sha256(f"{tokenizers.FORMAT} {config!r}".encode())
+    # the template is no part of what is trained, and its file may change
+    digest = hashlib.sha256(f"{tokenizers.FORMAT} {replace(config, chat_template=None)!r}".encode())
     empty = True
     for text in reading.texts(experiment, splits):
         digest.update(text.encode())
@@ -87,7 +96,7 @@ def build_tokenizer(experiment: Experiment) -> Tokenizer:
     if not (directory / tokenizers.POLICY_FILE).is_file():
         with built_whole(directory) as scratch:
             config.build(lambda: reading.texts(experiment, splits)).save(scratch)
-    return tokenizers.load(directory)
+    return with_template(tokenizers.load(directory), config.chat_template)
 
 
 def in_force(prepared: Prepared) -> str:

@@ -1,5 +1,6 @@
 """Training that starts from a trained model: `init_from`, a run or a Hugging Face directory."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,23 +43,33 @@ def fitting(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     return experiment.with_vocab(max(tokenizer.vocab_size, cfg.vocab))
 
 
+def speaking(experiment: Experiment, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the chat template of what training starts from, where it has none of its own."""
+    _, theirs = _model_and_tokenizer(resolve(experiment.init_from))
+    if tokenizer.chat is not None or theirs is None:
+        return tokenizer
+    spoken = copy.copy(tokenizer)
+    spoken.chat = theirs.chat
+    return spoken
+
+
 def params_of(experiment: Experiment, run: RunDirectory, mesh: jax.sharding.Mesh, where, *, begun: bool) -> dict:
-    """The parameters that training starts from, laid out as `where` says. A run with an adapter remembers whose they
-    are; raises UserError where, once it has begun, these are others."""
+    """The parameters that training starts from, laid out as `where` says. A run that goes on needing them remembers
+    whose they are; raises UserError where, once it has begun, these are others."""
     if begun:
         params = base_params(run, experiment, mesh)
     else:
-        found = identity(experiment.init_from) if experiment.adapter is not None else {"step": None}
+        found = identity(experiment.init_from) if experiment.needs_base else {"step": None}
         params = load_model(experiment.init_from, found["step"], mesh=mesh).params
-        if experiment.adapter is not None:
+        if experiment.needs_base:
             run.write_json(BASE, found)
     return jax.tree.map(jax.device_put, params, where)
 
 
 def rooted(experiment: Experiment) -> Experiment:
-    """Of an adapter: with the whole path of its base, which is looked for again from wherever the run is used."""
+    """Where the base is needed later: with its whole path, as it is looked for from wherever the run is used."""
     base = experiment.init_from
-    if experiment.adapter is None or is_url(base) or base.startswith(HUB):
+    if not experiment.needs_base or is_url(base) or base.startswith(HUB):
         return experiment
     return replace(experiment, init_from=str(Path(base).absolute()))
 

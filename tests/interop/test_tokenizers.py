@@ -147,3 +147,15 @@ def test_more_ids_than_the_vocabulary(tmp_path):
     gpt2_tokenizer_files(tmp_path / "out")
     with pytest.raises(UserError, match="the tokenizer has 264 ids, more than config.json's vocab_size of 97"):
         load_model(tmp_path / "out")
+
+
+def test_an_exported_model_knows_where_its_answers_end(tmp_path):
+    """The tokenizer of a run says no EOS, and its chat template has a token of its own."""
+    (tmp_path / "chat").mkdir()
+    tokenizer = HuggingFace(path=str(tiny.chatml(tmp_path / "chat"))).build(list)
+    assert tokenizer.policy.stops == ()
+    cfg = replace(LLAMA, vocab=258)
+    export(cfg, params_of(cfg), tokenizer, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 257
+    again = of_directory(tmp_path / "out")
+    assert again.chat.template == tokenizer.chat.template and again.policy.stops == (257,)

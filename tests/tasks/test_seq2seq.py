@@ -158,7 +158,9 @@ def test_mistakes_are_named():
         replace(task, source="{text}").encode(record("a", "b"), TOKENIZER, cfg, 8)
     with pytest.raises(UserError, match="the tokenizer has no EOS"):
         task.encode(record("a", "b"), Bytes().build(list), cfg, 8)
-    with pytest.raises(ValueError, match="Seq2Seq writes a text; expected model.causal to be True"):
+    with pytest.raises(
+        ValueError, match="Seq2Seq predicts a token from those before it; expected model.causal to be True"
+    ):
         task.check(tiny.bert())
 
 
@@ -197,7 +199,7 @@ def test_a_run_from_parallel_files_to_figures(tmp_path):
     loop.train(exp, tmp_path / "run")
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
     # of 2 to 4 letters out of 4; a guess is right in 1 of 47
-    assert last["exact_match"] > 25
+    assert last["exact_match"] > 0.25
     assert "right is" in (tmp_path / "run" / "samples.txt").read_text()
     words = ["evaluate", "--model", str(tmp_path / "run"), "--json", str(tmp_path / "out.json")]
     assert command_line.main(words) == 0

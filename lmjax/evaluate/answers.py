@@ -1,0 +1,82 @@
+"""The answers that a trained model writes in conversations."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmjax.data.sources import Record
+from lmjax.errors import at
+from lmjax.evaluate.writing import Writer, write_until
+from lmjax.experiment import Experiment
+from lmjax.generate.sampling import choice
+from lmjax.generate.text import prompt_ids
+from lmjax.tasks import text_metrics
+from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.chat import chat_ids, stops_of
+
+CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class AnswerFigures:
+    """Of answers beside those of the records. exact_match, f1: SQuAD v1.1's, from 0 to 1; chrf: sacrebleu's, to 100.
+    exact_match_interval: Wilson's, of 95 %."""
+
+    answers: int
+    exact_match: float
+    exact_match_interval: tuple[float, float]
+    f1: float
+    chrf: float
+    chrf_signature: str
+
+    def metrics(self) -> dict[str, float]:
+        return {"exact_match": self.exact_match, "f1": self.f1, "chrf": self.chrf}
+
+    def lines(self) -> list[str]:
+        """As a user reads it."""
+        low, high = self.exact_match_interval
+        return [
+            f"exact match {self.exact_match:.4f} (95 %: {low:.4f} to {high:.4f}), {self.answers:,} answers",
+            f"F1 of words {self.f1:.4f}, chrF {self.chrf:.2f} ({self.chrf_signature})",
+        ]
+
+
+class Answerer:
+    """`predictors.Predictor` of the task Chat: each answer is written greedily, up to the end of the turn or to the
+    experiment's sampling.max_new_tokens."""
+
+    def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
+        self.experiment, self.tokenizer = experiment, tokenizer
+
+    def __call__(self, params, records: list[Record]) -> list[dict]:
+        """The last answer of each record. A prompt that leaves no room for it loses its beginning."""
+        experiment, tokenizer = self.experiment, self.tokenizer
+        room = min(experiment.sampling.max_new_tokens, experiment.model.context // 2)
+        ids = [self._prompt(record) for record in records]
+        ends = tokenizer.policy.stops if tokenizer.chat is None else stops_of(tokenizer)
+        writer = Writer(experiment.model, params, tokenizer)
+        # a run has a bar of its own
+        written = write_until(writer, ids, (), room, choice(), ends=ends, follow=lambda items, **_: items)
+        return [{"answer": text} for text in written.texts]
+
+    def _prompt(self, record: Record) -> np.ndarray:
+        asked = self.experiment.task.asked(record)
+        with at(record.where):
+            return prompt_ids(asked, self.tokenizer) if isinstance(asked, str) else chat_ids(self.tokenizer, asked)
+
+    def figures(self, records: list[Record], predictions: list[dict]) -> AnswerFigures:
+        """Raises UserError where a record's last message is no answer."""
+        references = [(self.experiment.task.answer(record),) for record in records]
+        both = list(zip([prediction["answer"] for prediction in predictions], references, strict=True))
+        exact = [text_metrics.exact_match(*pair) for pair in both]
+        chrf = text_metrics.chrf(*zip(*both, strict=True))
+        return AnswerFigures(
+            len(both), float(np.mean(exact)), tuple(text_metrics.wilson(sum(exact), len(exact))),
+            float(np.mean([text_metrics.f1(*pair) for pair in both])), chrf.score, chrf.signature,
+        )  # fmt: skip
+
+    def told(self, record: Record, prediction: dict) -> str:
+        """The end of what was asked, and the answer."""
+        asked = self.experiment.task.asked(record)
+        last = asked if isinstance(asked, str) else asked[-1]["content"]
+        return f"{last[-CHARACTERS:]!r} => {prediction['answer']!r}"
