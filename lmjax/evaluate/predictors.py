@@ -4,7 +4,9 @@ from typing import Protocol
 
 from lmjax.data.sources import Record
 from lmjax.evaluate.labels import Labeller
+from lmjax.evaluate.spans import SpanFinder
 from lmjax.experiment import Experiment
+from lmjax.tasks.span_qa import SpanQA
 from lmjax.tokenizers import Tokenizer
 
 
@@ -34,4 +36,7 @@ class Predictor(Protocol):
 
 def predictor(experiment: Experiment, tokenizer: Tokenizer) -> Predictor:
     """Of the experiment's task, one on records."""
+    match experiment.task:
+        case SpanQA():
+            return SpanFinder(experiment, tokenizer)
     return Labeller(experiment, tokenizer)

@@ -6,5 +6,6 @@ has_source, has_types: whether its batches have those parts. outputs: numbers th
 
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.classification import Classification
+from lmjax.tasks.span_qa import SpanQA
 
-AnyTask = CausalLM | Classification
+AnyTask = CausalLM | Classification | SpanQA
