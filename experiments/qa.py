@@ -1,9 +1,9 @@
 """Questions about short stories, answered by a piece of the story; half of them need two facts.
 
-    python benchmarks/qa_stories.py --out stories
-    python run.py --config experiments/qa.py
-    python run.py evaluate --model runs/qa --step best --data stories/test.json
-    python benchmarks/qa_stories.py --out stories --model runs/qa       # by template, beside the baselines
+python benchmarks/qa_stories.py --out stories
+python run.py --config experiments/qa.py
+python run.py evaluate --model runs/qa --step best --data stories/test.json
+python benchmarks/qa_stories.py --out stories --model runs/qa       # by template, beside the baselines
 """
 
 from lmjax.data.records import Squad
@@ -24,8 +24,8 @@ experiment = Experiment(
         bias=False, feedforward=Dense(activation="relu_squared", bias=False), token_types=2, unroll=4,
     ),
     task=SpanQA(longest_answer=12),
-    tokenizer=SentencePiece(vocab_size=512),
-    data=DataConfig(source=Squad(path="stories/train.json", held_out=OtherFiles(path="stories/dev.json"))),
+    tokenizer=SentencePiece(vocab_size=2048),
+    data=DataConfig(source=Squad(path="stories/train.json", held_out=OtherFiles(path="stories/dev.json")), length=192),
     optimizer=Muon(beta=0.9, adam_scale=0.4), schedule=Linear(peak=0.014, warmup=0.02, floor=0.00014),
-    batch_size=16, steps=3000, evaluate_every=500, checkpoint_every=500, sample_every=1000, score_records=500,
+    batch_size=24, steps=3000, evaluate_every=500, checkpoint_every=500, sample_every=1000, score_records=500,
 )  # fmt: skip
