@@ -21,6 +21,8 @@ from lmjax.tokenizers.spans import spans
 
 # flags in targets_BT
 START, END = 1, 2
+# the type of `mark_shared`
+SHARED = 2
 
 
 class Answer(NamedTuple):
@@ -55,7 +57,9 @@ class SpanQA:
     windows that begin so many tokens apart; None: half of what a row has room for. In a window that does not hold the
     whole answer, both ends are the row's first token. longest_answer: in tokens, of what is predicted. null_threshold:
     None: every question has an answer; a number: there may be none (SQuAD 2.0), and none is predicted where the
-    score of the first token is higher by more than that than the best answer's.
+    score of the first token is higher by more than that than the best answer's. mark_shared: tokens of the context
+    that the question has too are of a type of their own, the model's third (the exact-match feature of DrQA,
+    arXiv:1704.00051, section 3.2): a model that is trained from nothing need not learn to compare names first.
     """
 
     context: str = "context"
@@ -64,6 +68,7 @@ class SpanQA:
     stride: int | None = None
     longest_answer: int = 30
     null_threshold: float | None = None
+    mark_shared: bool = False
 
     on_records: ClassVar[bool] = True
     has_source: ClassVar[bool] = False
@@ -83,6 +88,8 @@ class SpanQA:
                              "expected model.causal to be False")  # fmt: skip
         if cfg.pooler:
             raise ValueError("task SpanQA reads every token, and model.pooler is a layer over the first one")
+        if self.mark_shared and cfg.token_types < 3:
+            raise ValueError(f"task.mark_shared needs model.token_types to be 3 or more; it is {cfg.token_types}")
 
     def chunk(self, rows: int, length: int, vocab: int) -> None:
         """All places of a row at one time: there are no logits over a vocabulary."""
@@ -107,6 +114,9 @@ class SpanQA:
                 raise UserError(f"{record.where}: {name!r} is empty")
         pair, spans_S2 = encode_pair(tokenizer, question, context), spans(tokenizer, context)
         ids, types, (first, stop) = pair.ids, pair.types, (pair.second.start, pair.second.stop)
+        if self.mark_shared:
+            shared_S = np.isin(ids[pair.second], tokenizer.encode(question))
+            types[pair.second] = np.where(shared_S, SHARED, types[pair.second])
         room = length - len(ids) + len(spans_S2)
         if room < self.longest_answer:
             raise UserError(

@@ -123,6 +123,13 @@ def test_a_short_context_is_one_window():
     assert example.weights.tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
 
 
+def test_tokens_that_the_question_has_too_are_marked():
+    (example,) = replace(TASK, mark_shared=True).encode(record("a?bq", "b"), TOKENIZER, model(token_types=3), 32)
+    assert example.types.tolist() == [0] * 4 + [1, 2, 1, 2, 1]
+    with pytest.raises(ValueError, match="task.mark_shared needs model.token_types to be 3 or more; it is 2"):
+        replace(TASK, mark_shared=True).check(model())
+
+
 def test_no_answer_points_at_the_first_token():
     one = record("abc", "b")
     one.fields["answers"] = []
