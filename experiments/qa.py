@@ -25,8 +25,8 @@ experiment = Experiment(
         init_std=0.1, unroll=4,
     ),
     task=SpanQA(longest_answer=12, mark_shared=True),
-    tokenizer=SentencePiece(vocab_size=1280),
+    tokenizer=SentencePiece(vocab_size=2048),
     data=DataConfig(source=Squad(path="stories/train.json", held_out=OtherFiles(path="stories/dev.json")), length=192),
     optimizer=Muon(beta=0.9, adam_scale=0.1), schedule=Linear(peak=0.014, warmup=0.02, floor=0.00014),
-    batch_size=8, steps=6000, evaluate_every=500, checkpoint_every=500, sample_every=1000, score_records=500,
+    batch_size=8, steps=3000, evaluate_every=500, checkpoint_every=500, sample_every=1000, score_records=500,
 )  # fmt: skip
