@@ -325,7 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="a directory")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=20_000, help="stories, each with two questions")
+    parser.add_argument("--train", type=int, default=24_000, help="stories, each with two questions")
     parser.add_argument("--test", type=int, default=1000, help="the same, of each of the other parts")
     parser.add_argument("--model", help="a run: scores it by template")
     given = parser.parse_args()

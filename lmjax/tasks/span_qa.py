@@ -34,7 +34,8 @@ class Answer(NamedTuple):
 
 class Asked(NamedTuple):
     """A question with its context, in windows. spans_S2: the characters of each token of the context. starts: which of
-    these tokens is each window's first. before: where in a window that one stands. windows: (ids, types) of each."""
+    these tokens is each window's first. room: for how many of them there is room. before: where in a window the first
+    stands. windows: (ids, types) of each."""
 
     context: str
     spans_S2: np.ndarray
