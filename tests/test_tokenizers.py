@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from lmjax import tokenizers
 from lmjax.errors import UserError
 from lmjax.tokenizers import Bytes, Characters, HuggingFace, SentencePiece
+from lmjax.tokenizers.pairs import encode_pair
+from lmjax.tokenizers.spans import spans
 from tests import tiny
 
 SAMPLE = tiny.text(30_000) + "\n  def f(x):\n    return x  # ü\n"
@@ -59,6 +61,57 @@ def test_round_trip_of_hard_texts(made, kind):
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_round_trip_of_any_text(made, kind, text):
     assert made[kind].decode(made[kind].encode(text)) == text
+
+
+def characters_of(tokenizer, ids):
+    """(how many whole characters these ids are, whether a part of another one follows)."""
+    text = tokenizer.decode(ids)
+    whole = text.rstrip("\ufffd")
+    return len(whole), whole != text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=20))
+def test_spans_are_those_of_the_text_decoded_so_far(made, kind, text):
+    """Token t begins where the decoded tokens before it end, and ends where those up to it do."""
+    ids, found = made[kind].encode(text), spans(made[kind], text)
+    ends = [characters_of(made[kind], ids[:t]) for t in range(len(ids) + 1)]
+    first = [whole for whole, _ in ends[:-1]]
+    assert found[:, 0].tolist() == first
+    assert found[:, 1].tolist() == [whole + in_part for whole, in_part in ends[1:]]
+
+
+def test_spans_of_characters_and_of_a_normalised_text():
+    text = "Ünï  code"
+    assert spans(Characters().build(lambda: [text]), text)[3].tolist() == [3, 4]
+    tokenizer = hf.Tokenizer(hf.models.WordLevel({"[UNK]": 0, "uni": 1, "code": 2}, unk_token="[UNK]"))
+    tokenizer.normalizer = hf.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Whitespace()
+    made = tokenizers.HuggingFaceTokenizer(tokenizer.to_str(), tokenizers.Policy())
+    assert made.encode(text).tolist() == [1, 2]
+    assert spans(made, text).tolist() == [[0, 3], [5, 9]]
+
+
+def test_two_texts_by_a_template_and_without_one(made):
+    words = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3, "b": 4, "c": 5}
+    built = hf.Tokenizer(hf.models.WordLevel(words, unk_token="[UNK]"))
+    built.pre_tokenizer = hf.pre_tokenizers.Whitespace()
+    plain = tokenizers.HuggingFaceTokenizer(built.to_str(), tokenizers.Policy(eos=2))
+    built.post_processor = hf.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    bert = tokenizers.HuggingFaceTokenizer(built.to_str(), tokenizers.Policy())
+    for tokenizer, ids, start in ((bert, [1, 3, 2, 4, 5, 2], 3), (plain, [3, 2, 4, 5, 2], 2)):
+        pair = encode_pair(tokenizer, "a", "b c")
+        assert pair.ids.tolist() == ids
+        assert pair.types.tolist() == [0] * start + [1] * 3
+        assert pair.second == slice(start, start + 2)
+        empty = encode_pair(tokenizer, "a", "")
+        assert not len(empty.ids[empty.second]) and len(empty.ids) == len(ids) - 2
+    pair = encode_pair(made["Bytes"], "é", "bc")
+    assert pair.ids.tolist() == [256, 195, 169, 257, 98, 99, 257]
+    assert pair.ids[pair.second].tolist() == [98, 99]
 
 
 @pytest.mark.parametrize("kind", KINDS)

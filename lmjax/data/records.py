@@ -123,14 +123,32 @@ class Squad(FileSource):
     def records(self):
         for name, file, content in read_all(matching(self.path)):
             try:
-                articles = json.loads(decode(content, file, "strict"))["data"]
-                for a, article in enumerate(articles):
-                    for p, paragraph in enumerate(article["paragraphs"]):
-                        for question in paragraph["qas"]:
-                            fields = {
-                                "id": str(question["id"]), "context": paragraph["context"],
-                                "question": question["question"], "answers": question.get("answers", []),
-                            }  # fmt: skip
-                            yield Record(f"{name}:{a}:{p}", f"{path_text(file)}: question {fields['id']}", fields)
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path_text(file)}: not in SQuAD's format: {type(error).__name__} {error}") from None
+                parsed = json.loads(decode(content, file, "strict"))
+            except ValueError as error:
+                raise UserError(f"{path_text(file)}: not in SQuAD's format: {' '.join(str(error).split())}") from None
+            for a, article in _each(parsed, "data", path_text(file)):
+                for p, paragraph in _each(article, "paragraphs", f"{path_text(file)}: article {a}"):
+                    where = f"{path_text(file)}: article {a}, paragraph {p}"
+                    context = _needed(paragraph, "context", where)
+                    for q, question in _each(paragraph, "qas", where):
+                        at = f"{where}, question {q}"
+                        fields = {
+                            "id": str(_needed(question, "id", at)), "context": context,
+                            "question": _needed(question, "question", at), "answers": question.get("answers", []),
+                        }  # fmt: skip
+                        yield Record(f"{name}:{a}:{p}", f"{path_text(file)}: question {fields['id']}", fields)
+
+
+def _needed(parent, key: str, where: str):
+    """Raises UserError where it is not there."""
+    if not isinstance(parent, dict) or key not in parent:
+        raise UserError(f"{where}: not in SQuAD's format: no field {key!r}")
+    return parent[key]
+
+
+def _each(parent, key: str, where: str) -> Iterator[tuple[int, dict]]:
+    """The members of a list, with their numbers from 0."""
+    found = _needed(parent, key, where)
+    if not isinstance(found, list):
+        raise UserError(f"{where}: not in SQuAD's format: {key!r} is {str(found)[:40]!r}; expected a list")
+    return enumerate(found)

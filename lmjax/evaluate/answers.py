@@ -1,7 +1,5 @@
 """The answers that a trained model writes in conversations."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from lmjax.data.sources import Record
@@ -10,35 +8,11 @@ from lmjax.evaluate.writing import Writer, write_until
 from lmjax.experiment import Experiment
 from lmjax.generate.sampling import choice
 from lmjax.generate.text import prompt_ids
-from lmjax.tasks import text_metrics
+from lmjax.tasks.answer_metrics import AnswerFigures, answer_figures
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.chat import chat_ids, stops_of
 
 CHARACTERS = 200
-
-
-@dataclass(frozen=True)
-class AnswerFigures:
-    """Of answers beside those of the records. exact_match, f1: SQuAD v1.1's, from 0 to 1; chrf: sacrebleu's, to 100.
-    exact_match_interval: Wilson's, of 95 %."""
-
-    answers: int
-    exact_match: float
-    exact_match_interval: tuple[float, float]
-    f1: float
-    chrf: float
-    chrf_signature: str
-
-    def metrics(self) -> dict[str, float]:
-        return {"exact_match": self.exact_match, "f1": self.f1, "chrf": self.chrf}
-
-    def lines(self) -> list[str]:
-        """As a user reads it."""
-        low, high = self.exact_match_interval
-        return [
-            f"exact match {self.exact_match:.4f} (95 %: {low:.4f} to {high:.4f}), {self.answers:,} answers",
-            f"F1 of words {self.f1:.4f}, chrF {self.chrf:.2f} ({self.chrf_signature})",
-        ]
 
 
 class Answerer:
@@ -66,14 +40,8 @@ class Answerer:
 
     def figures(self, records: list[Record], predictions: list[dict]) -> AnswerFigures:
         """Raises UserError where a record's last message is no answer."""
-        references = [(self.experiment.task.answer(record),) for record in records]
-        both = list(zip([prediction["answer"] for prediction in predictions], references, strict=True))
-        exact = [text_metrics.exact_match(*pair) for pair in both]
-        chrf = text_metrics.chrf(*zip(*both, strict=True))
-        return AnswerFigures(
-            len(both), float(np.mean(exact)), tuple(text_metrics.wilson(sum(exact), len(exact))),
-            float(np.mean([text_metrics.f1(*pair) for pair in both])), chrf.score, chrf.signature,
-        )  # fmt: skip
+        references = [[self.experiment.task.answer(record)] for record in records]
+        return answer_figures([prediction["answer"] for prediction in predictions], references)
 
     def told(self, record: Record, prediction: dict) -> str:
         """The end of what was asked, and the answer."""

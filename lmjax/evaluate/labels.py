@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from lmjax.compilation import fast_jit
-from lmjax.data.packing import Example, PackedRows
 from lmjax.data.sources import Record
+from lmjax.evaluate.outputs import of_examples, unscored
 from lmjax.experiment import Experiment
 from lmjax.tasks.label_metrics import LabelFigures, label_figures
 from lmjax.tokenizers import Tokenizer
@@ -32,20 +32,11 @@ class Labeller:
     def probabilities(self, params, records: list[Record]) -> np.ndarray:
         """(R, C): the probability of each label for each record. Raises UserError where a text is missing, empty or too
         long."""
-        task, length = self.experiment.task, self.experiment.length
-        examples = []
-        for record in records:
-            ids, types = task.tokens(record, self.tokenizer, length)
-            examples.append(Example(ids, ids, np.ones(len(ids), np.float32), types))
-        rows = PackedRows(examples, length=length, source_length=length)
-        row_R, start_R = rows.places()
-        place_R = start_R + [task.place(self.experiment.model, len(example.tokens)) for example in examples]
-        out_RC, size = np.zeros((len(records), task.outputs)), self.experiment.microbatch_size
-        for index, batch in enumerate(rows.in_order(size)):
-            log_p_BTC = np.asarray(self._run(params, batch))
-            here = np.flatnonzero(row_R // size == index)
-            out_RC[here] = np.exp(log_p_BTC[row_R[here] % size, place_R[here]], dtype=np.float64)
-        return out_RC
+        task, cfg, length = self.experiment.task, self.experiment.model, self.experiment.length
+        examples = [unscored(*task.tokens(record, self.tokenizer, length)) for record in records]
+        log_p = of_examples(self.experiment, self._run, params, examples)
+        log_p_RC = np.stack([log_p_TC[task.place(cfg, len(log_p_TC))] for log_p_TC in log_p])
+        return np.exp(log_p_RC, dtype=np.float64)
 
     def figures(self, records: list[Record], predictions: list[dict]) -> LabelFigures:
         """Raises UserError where a record's label is missing or unknown."""

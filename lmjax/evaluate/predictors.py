@@ -6,12 +6,14 @@ from lmjax.data.sources import Record
 from lmjax.evaluate.answers import Answerer
 from lmjax.evaluate.labels import Labeller
 from lmjax.evaluate.preferences import Chooser
+from lmjax.evaluate.spans import SpanFinder
 from lmjax.evaluate.texts import Writer
 from lmjax.experiment import Experiment
 from lmjax.tasks.chat import Chat
 from lmjax.tasks.classification import Classification
 from lmjax.tasks.preferences import Preferences
 from lmjax.tasks.seq2seq import Seq2Seq
+from lmjax.tasks.span_qa import SpanQA
 from lmjax.tokenizers import Tokenizer
 
 
@@ -41,5 +43,5 @@ class Predictor(Protocol):
 
 def predictor(experiment: Experiment, tokenizer: Tokenizer) -> Predictor:
     """Of the experiment's task, one on records."""
-    kinds = {Chat: Answerer, Classification: Labeller, Preferences: Chooser, Seq2Seq: Writer}
+    kinds = {Chat: Answerer, Classification: Labeller, Preferences: Chooser, Seq2Seq: Writer, SpanQA: SpanFinder}
     return kinds[type(experiment.task)](experiment, tokenizer)

@@ -1,16 +1,20 @@
 """The texts that a trained model writes for records."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from lmjax.compilation import fast_jit
-from lmjax.data.packing import Example, PackedRows
+from lmjax.data.packing import Example
 from lmjax.data.sources import Record
 from lmjax.errors import UserError
+from lmjax.evaluate.outputs import of_examples
 from lmjax.experiment import Experiment
 from lmjax.generate.beam import way
 from lmjax.generate.many import write_all
 from lmjax.models import transformer
-from lmjax.tasks.text_figures import AnswerFigures, TranslationFigures, answer_figures, translation_figures
+from lmjax.tasks.answer_metrics import AnswerFigures, answer_figures
+from lmjax.tasks.translation_metrics import TranslationFigures, translation_figures
 from lmjax.tokenizers import Tokenizer
 
 ROWS = 32
@@ -51,18 +55,16 @@ class Writer:
             whole = np.concatenate([prompt, new, [eos]]).astype(np.int32)
             weights = (np.arange(len(whole) - 1) >= len(prompt) - 1).astype(np.float32)
             examples.append(Example(whole[:-1], whole[1:], weights, None, source))
-        # as in training, where the texts are not longer
-        length, source_length = self.experiment.length, self.experiment.source_length
-        length = max(length, *(len(example.tokens) for example in examples))
-        source_length = max(source_length, *(len(source) for source in sources if source is not None), 0)
-        rows = PackedRows(examples, length=length, source_length=source_length)
-        row_R, start_R = rows.places()
-        size = self.experiment.microbatch_size
-        log_p_RT = np.concatenate([np.asarray(self._score(params, batch)) for batch in rows.in_order(size)])
+        # rows as in training, where the texts are not longer
+        experiment, data = self.experiment, self.experiment.data
+        length = max(experiment.length, *(len(example.tokens) for example in examples))
+        source_length = max(experiment.source_length, *(len(source) for source in sources if source is not None), 0)
+        longer = replace(experiment, data=replace(data, length=length, source_length=source_length))
+        log_p = of_examples(longer, self._score, params, examples)
         return np.array(
             [
-                (log_p_RT[row, start : start + len(example.tokens)] * example.weights).sum(dtype=np.float64)
-                for row, start, example in zip(row_R, start_R, examples, strict=True)
+                (log_p_T * example.weights).sum(dtype=np.float64)
+                for log_p_T, example in zip(log_p, examples, strict=True)
             ]
         )
 

@@ -10,5 +10,6 @@ from lmjax.tasks.chat import Chat
 from lmjax.tasks.classification import Classification
 from lmjax.tasks.preferences import Preferences
 from lmjax.tasks.seq2seq import Seq2Seq
+from lmjax.tasks.span_qa import SpanQA
 
-AnyTask = CausalLM | Chat | Classification | Preferences | Seq2Seq
+AnyTask = CausalLM | Chat | Classification | Preferences | Seq2Seq | SpanQA

@@ -115,7 +115,7 @@ class Classification:
         if self.second is None:
             ids, types = tokenizer.encode_document(record.text(self.text)), None
         else:
-            ids, types = encode_pair(tokenizer, *self.texts(record))
+            ids, types, _ = encode_pair(tokenizer, *self.texts(record))
         if not len(ids):
             raise UserError(f"{record.where}: {self.text!r} is empty")
         if len(ids) > length and self.too_long == "error":

@@ -152,25 +152,25 @@ class SentencePieceTokenizer(Tokenizer):
 
         self.model = model
         self.policy = policy
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.vocab_size = self._processor.vocab_size()
-        self._meta = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _META_SPACE.encode()]
-        self._has_bytes = self._processor.is_byte(self._meta[0])
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self.processor.vocab_size()
+        self.meta_ids = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in _META_SPACE.encode()]
+        self._has_bytes = self.processor.is_byte(self.meta_ids[0])
 
     def encode(self, text):
-        if _META_SPACE not in text or not self._has_bytes:
-            return np.array(self._processor.encode(text), np.int32)
-        ids = []
-        for i, part in enumerate(text.split(_META_SPACE)):
-            ids += (self._meta if i else []) + self._processor.encode(part)
-        return np.array(ids, np.int32)
+        ids = [i for part in self.parts(text) for i in (*self.meta_ids, *self.processor.encode(part))]
+        return np.array(ids[len(self.meta_ids) :], np.int32)
+
+    def parts(self, text: str) -> list[str]:
+        """What the processor reads, one after another; between two of them stands one character, `meta_ids`."""
+        return text.split(_META_SPACE) if self._has_bytes else [text]
 
     def decode(self, ids):
-        return self._processor.decode([int(i) for i in ids if not self._processor.is_control(int(i))])
+        return self.processor.decode([int(i) for i in ids if not self.processor.is_control(int(i))])
 
     def control_ids(self) -> dict[str, int]:
         """Of bos and eos, -1 where the model has none."""
-        return {"bos": self._processor.bos_id(), "eos": self._processor.eos_id()}
+        return {"bos": self.processor.bos_id(), "eos": self.processor.eos_id()}
 
     def special_tokens(self):
         return {self._processor.id_to_piece(index): index for index in self.control_ids().values() if index >= 0}
@@ -198,14 +198,16 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
     def encode(self, text):
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        return np.array(self.encoding(text).ids, np.int32)
 
-    def joined(self, first: str, second: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(ids, types) of two texts as the file's template has them; None where it has none for pairs."""
-        if not self._tokenizer.num_special_tokens_to_add(is_pair=True):
-            return None
-        both = self._tokenizer.encode(first, second)
-        return np.array(both.ids, np.int32), np.array(both.type_ids, np.int32)
+    def encoding(self, first: str, second: str | None = None):
+        """The library's Encoding of a text without control tokens, or of two as the file's template has them."""
+        return self._tokenizer.encode(first, second, add_special_tokens=second is not None)
+
+    @property
+    def joins(self) -> bool:
+        """Whether the file has a template for two texts."""
+        return self._tokenizer.num_special_tokens_to_add(is_pair=True) > 0
 
     def encode_with_controls(self, text):
         self._tokenizer.encode_special_tokens = False

@@ -58,7 +58,21 @@ def test_squad(tmp_path):
             lambda t: Parallel(path=(write(t, "x.en", "a\nb\n"), write(t, "x.de", "c\n"))),
             r"x\.en has 2 lines and .*x\.de 1; expected as many",
         ),
-        (lambda t: Squad(path=write(t, "x.json", '{"data": [{}]}')), r"x\.json: not in SQuAD's format: KeyError"),
+        (lambda t: Squad(path=write(t, "x.json", '{"data": [')), r"x\.json: not in SQuAD's format: Expecting value"),
+        (
+            lambda t: Squad(path=write(t, "x.json", '{"data": [{}]}')),
+            r"x\.json: article 0: not in SQuAD's format: no field 'paragraphs'",
+        ),
+        (
+            lambda t: Squad(
+                path=write(t, "x.json", '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": 1}]}]}]}')
+            ),
+            r"x\.json: article 0, paragraph 0, question 0: not in SQuAD's format: no field 'question'",
+        ),
+        (
+            lambda t: Squad(path=write(t, "x.json", '{"data": [{"paragraphs": {"context": "c"}}]}')),
+            r"x\.json: article 0: not in SQuAD's format: 'paragraphs' is .*; expected a list",
+        ),
         (lambda t: JsonLines(path=write(t, "x.jsonl", '{"a": 1}\n[2]\n')), r"x\.jsonl:2: expected an object"),
     ],
 )

@@ -124,7 +124,7 @@ def test_a_run_from_lines_of_json_to_answers(tmp_path, capsys):
     exp = replace(exp, sampling=replace(exp.sampling, max_new_tokens=8))
     loop.train(exp, tmp_path / "run")
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
-    assert last["eval_loss"] < 0.2 and last["exact_match"] > 0.8 and last["chrf"] > 80
+    assert last["eval_loss"] < 0.2 and last["exact_match"] > 0.8
     assert "b?' => 'bbb'" in (tmp_path / "run" / "samples.txt").read_text()
 
     run, words = str(tmp_path / "run"), ["--json", str(tmp_path / "out.json")]

@@ -203,4 +203,4 @@ def test_a_run_from_parallel_files_to_figures(tmp_path):
     assert "right is" in (tmp_path / "run" / "samples.txt").read_text()
     words = ["evaluate", "--model", str(tmp_path / "run"), "--json", str(tmp_path / "out.json")]
     assert command_line.main(words) == 0
-    assert json.loads((tmp_path / "out.json").read_text())["answers"] == 40
+    assert json.loads((tmp_path / "out.json").read_text())["questions"] == 40
