@@ -40,7 +40,8 @@ def run(options, step: int | str | None, result_file) -> int:
         result = asdict(figures)
     else:
         scored = on_text(loaded, place(given) if given else loaded.held_out, options.weights, options.context)
-        print(f"{options.model}{after}: {scored.tokens:,} tokens, {scored.text_bytes:,} bytes")
+        size = "tokens hidden" if scored.text_bytes is None else f"tokens, {scored.text_bytes:,} bytes"
+        print(f"{options.model}{after}: {scored.tokens:,} {size}")
         print(f"protocol: {scored.protocol}{weights}")
         print("  ".join(f"{name} {value:.6f}" for name, value in scored.metrics().items()))
         result = scored.as_dict()
@@ -58,12 +59,12 @@ def on_text(loaded: Loaded, file: Place, weights: str, context: int | None) -> H
     devices = jax.devices()
     devices = devices if experiment.microbatch_size % len(devices) == 0 else devices[:1]
     mesh = build_mesh(Mesh(), devices)
-    read = Windows(stream_of(read_texts(file), tokenizer), experiment.length, experiment.apart)
+    stream = stream_of(read_texts(file), tokenizer)
+    read = Windows(stream, experiment.length, experiment.apart, experiment.task.ahead)
     params = with_weights(loaded, weights)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    change = experiment.task.change(tokenizer, experiment.seed)
     with jax.set_mesh(mesh):
-        return held_out(experiment, compile_loss(experiment), params, read, mesh, change)
+        return held_out(experiment, compile_loss(experiment), params, read, mesh, tokenizer)
 
 
 def on_records(loaded: Loaded, given: str | None, weights: str):
@@ -83,7 +84,7 @@ def with_context(experiment: Experiment, context: int | None) -> Experiment:
         return experiment
     if not 2 <= context <= experiment.model.context:
         raise UserError(f"--context {context}: expected 2 to {experiment.model.context}, the model's own context")
-    chunk = experiment.task.loss_chunk
+    chunk = getattr(experiment.task, "loss_chunk", None)
     if isinstance(chunk, int) and chunk < context and context % chunk:
         raise UserError(f"--context {context}: expected a multiple of the run's task.loss_chunk {chunk}")
     return replace(experiment, data=replace(experiment.data, length=context))

@@ -204,7 +204,7 @@ def check_one_stack(loaded: Loaded, verb: str) -> None:
 def _runnable(experiment: Experiment) -> Experiment:
     """The experiment, with another attention kernel where the run asked by name for one that this machine has not."""
     cfg = experiment.model
-    need = replace(attention.need_of(cfg, apart=experiment.apart, length=experiment.length), dropout=False)
+    need = replace(attention.need_of(cfg, apart=experiment.segmented, length=experiment.length), dropout=False)
     if isinstance(cfg.kernel, attention.Auto) or not (reason := attention.obstacle(cfg.kernel, need)):
         return experiment
     print(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")

@@ -1,13 +1,13 @@
 """Maximum likelihood of the next token: sum over t of log p(w_t | w_<t)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lmjax.data.batch import Batch
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.sharding import sizes_in_use
-from lmjax.tasks.loss import Loss, Routed, loss_chunk, vocabulary_loss
+from lmjax.tasks.loss import Loss, loss_chunk, vocabulary_loss, with_routing
 from lmjax.tokenizers import Tokenizer
 
 
@@ -25,6 +25,7 @@ class CausalLM:
     loss_chunk: int | Literal["auto"] | None = "auto"
 
     on_records: ClassVar[bool] = False
+    ahead: ClassVar[int] = 1
     has_source: ClassVar[bool] = False
     has_types: ClassVar[bool] = False
     outputs: ClassVar[int] = 0
@@ -53,12 +54,7 @@ class CausalLM:
             dropout_key=dropout_key if cfg.dropout else None,
         )  # fmt: skip
         kind = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
-        loss = self._loss(cfg, params, batch, hidden_BTD, **kind)
-        if routing is None:
-            return loss
-        penalty = cfg.feedforward.balance * routing.balance.sum() + cfg.feedforward.router_z_loss * routing.z.sum()
-        sums = (loss.weight * figure for figure in (penalty, *(layers.mean() for layers in routing)))
-        return replace(loss, routed=Routed(*sums))
+        return with_routing(self._loss(cfg, params, batch, hidden_BTD, **kind), cfg, routing)
 
     def held_out_loss(self, cfg: ModelConfig, params, batch: Batch) -> Loss:
         """The plain negative log-likelihood, without dropout; experts are dropless."""

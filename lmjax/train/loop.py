@@ -91,8 +91,8 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
     done, steps = int(state.step), experiment.steps
     made, loss_of = predict(experiment, mesh, screen.say), compile_loss(experiment)
     rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=steps))(np.arange(steps)))
-    change = experiment.task.change(prepared.tokenizer, experiment.seed)
-    samples = Samples(experiment, prepared.tokenizer)
+    evaluated, tokenizer = prepared.reading.held_out, prepared.tokenizer
+    samples = Samples(experiment, tokenizer, evaluated)
     best = hosts.by_first("best", lambda: checkpoint.best_loss(run.checkpoints))
     here = local_rows(mesh, experiment.batch_size)
     place = partial(place_batch, mesh=mesh, rows=experiment.batch_size)
@@ -112,7 +112,7 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
             if due(step, experiment.evaluate_every, steps):
                 report.settle()
                 model_params = trained.whole(experiment, state.params, frozen)
-                result = held_out(experiment, loss_of, model_params, prepared.reading.held_out, mesh, change)
+                result = held_out(experiment, loss_of, model_params, evaluated, mesh, tokenizer)
                 report.evaluation(step, result.metrics() | samples.scores(model_params))
                 run.upload()
             if due(step, experiment.sample_every, steps):

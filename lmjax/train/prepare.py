@@ -59,10 +59,11 @@ def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] |
         # a run that has begun needs what it started from no more
         experiment = experiment.with_vocab(begun.model.vocab) if begun else fitting(experiment, tokenizer)
     experiment = experiment.with_vocab(tokenizer.vocab_size)
+    # what the tokenizer lacks for the task is found before it reads the text
+    change = experiment.task.change(tokenizer, experiment.seed)
     read = reading.read(experiment, tokenizer, known)
     # a prompt that cannot be encoded is found now, not at the first sample
     prompt_ids(experiment.sampling.prompt, tokenizer)
-    change = experiment.task.change(tokenizer, experiment.seed)
     batches = Batches(read.parts, rows=experiment.batch_size, seed=experiment.seed, change=change)
     return Prepared(experiment, mesh, tokenizer, read, batches)
 

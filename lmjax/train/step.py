@@ -135,5 +135,5 @@ def check_host_memory(experiment, mesh: jax.sharding.Mesh) -> None:
 def kernel(experiment, mesh: jax.sharding.Mesh) -> tuple[attention.Kernel, str]:
     """The attention kernel that training on this mesh will use, and why. Raises UserError where it cannot."""
     with jax.set_mesh(mesh):
-        need = attention.need_of(experiment.model, apart=experiment.apart, length=experiment.length)
+        need = attention.need_of(experiment.model, apart=experiment.segmented, length=experiment.length)
     return attention.choose(experiment.model.kernel, need)
