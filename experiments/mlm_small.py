@@ -1,6 +1,6 @@
 """A small BERT (arXiv:1810.04805) of Python source: tokens of the standard library's files, hidden and told.
 
-    python run.py --config experiments/mlm_small.py
+python run.py --config experiments/mlm_small.py
 """
 
 from lmjax.data.sources import PythonLibrary, WholeDocuments

@@ -121,7 +121,7 @@ def evaluate_suite(options) -> int:
     from lmjax.evaluate import suites
     from lmjax.evaluating import with_context
     from lmjax.language_model import LanguageModel
-    from lmjax.loaded import check_one_stack, load_model, needed_tokenizer, with_weights
+    from lmjax.loaded import check_causal, check_one_stack, load_model, needed_tokenizer, with_weights
 
     if options.text:
         raise UserError("--text: a suite reads --data FILE")
@@ -129,6 +129,7 @@ def evaluate_suite(options) -> int:
     suite = suites.chosen(options)
     loaded = load_model(options.model, _step(options.step), stacked=False)
     check_one_stack(loaded, "evaluate")
+    check_causal(loaded, "evaluate --suite")
     cfg = with_context(loaded.experiment, options.context).model_of_rows
     model = LanguageModel(cfg, with_weights(loaded, options.weights), needed_tokenizer(loaded), loaded.path)
     suites.show(suites.run(suite, model), options, loaded.step, result_file)
@@ -140,7 +141,7 @@ def generate(options, _) -> int:
 
     from lmjax.generate.beam import way
     from lmjax.generate.text import answers, continue_texts, written_for
-    from lmjax.loaded import check_one_stack, load_model, needed_tokenizer, with_weights
+    from lmjax.loaded import check_causal, check_one_stack, load_model, needed_tokenizer, with_weights
     from lmjax.models.transformer import apart
 
     how = way(
@@ -150,6 +151,7 @@ def generate(options, _) -> int:
     if not 0 <= options.seed < 2**31:
         raise UserError(f"--seed {options.seed}: expected a number from 0 to 2**31 - 1")
     loaded = load_model(options.model, _step(options.step), stacked=False)
+    check_causal(loaded, "generate")
     params = apart(with_weights(loaded, options.weights))
     write = answers if options.chat else continue_texts
     if options.chat:

@@ -11,7 +11,7 @@ import numpy as np
 from lmjax.batching import Output, Reader, Score, Text, judged, scores
 from lmjax.generate.beam import way, write
 from lmjax.generate.text import prompt_ids
-from lmjax.loaded import load_model
+from lmjax.loaded import check_causal, load_model
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.models.packed import Weights
@@ -80,6 +80,7 @@ def load(
     where it has an encoder and a decoder. dtype: of the computation. weights: see models/packed.py. step: see
     `load_model`. Raises UserError as that."""
     loaded = load_model(path, step, stacked=False)
+    check_causal(loaded, "load")
     cfg = replace(loaded.experiment.model, dtype=dtype, dropout=0.0)
     params = pack_params(cfg, apart(loaded.params), weights)
     if cfg.encoder_layers:

@@ -24,6 +24,8 @@ from lmjax.models.transformer import abstract_params, apart
 from lmjax.places import Place, Remote, place
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import placement
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tokenizers import HuggingFace, Tokenizer
 
 HUB = "hf:"
@@ -61,9 +63,10 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
     if step is not None:
         raise UserError(f"--step {step}: {path_text(where)} is not a run and has no steps")
     found = open_checkpoint(where)
-    if not found.cfg.causal:
+    if not found.cfg.causal and not found.cfg.masked_head:
         raise UserError(
-            f"{path_text(where)}: {found.family.model_type} is an encoder; expected a model of the next token"
+            f"{path_text(where)}: {found.family.model_type} is an encoder without a head; expected a model of the next "
+            "token or of masked ones"
         )
     tokenizer = of_directory(where)
     if tokenizer is not None and tokenizer.vocab_size > found.cfg.vocab:
@@ -75,6 +78,7 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
         print(f"{path_text(where)}: {note}")
     experiment = Experiment(
         name=re.sub(r"\W", "-", where.resolve().name) or "model", model=found.cfg,
+        task=CausalLM() if found.cfg.causal else MaskedLM(),
         tokenizer=HuggingFace(path=str(where)),
         batch_size=8 if found.cfg.context <= 1024 else 1,
     )  # fmt: skip
@@ -199,6 +203,12 @@ def check_one_stack(loaded: Loaded, verb: str) -> None:
         raise UserError(
             f"{verb}: {path_text(loaded.path)} is an encoder-decoder; expected a model of one stack of layers"
         )
+
+
+def check_causal(loaded: Loaded, verb: str) -> None:
+    """Raises UserError for an encoder, where the next token is predicted."""
+    if not loaded.experiment.model.causal:
+        raise UserError(f"{verb}: {path_text(loaded.path)} is an encoder; expected a model of the next token")
 
 
 def _runnable(experiment: Experiment) -> Experiment:

@@ -16,6 +16,7 @@ from lmjax.tokenizers import (
     Tokenizer,
 )
 from lmjax.tokenizers.byte_level import byte_letters
+from lmjax.tokenizers.kinds import MASKS
 
 SPACE = "\u2581"
 # our own field of tokenizer_config.json: EOS ends a document. Theirs can say that only by ending prompts too
@@ -29,9 +30,9 @@ def hugging_face_files(tokenizer: Tokenizer, *, whole: bool = False) -> dict[str
         case HuggingFaceTokenizer():
             built = _parsed(tokenizer.files["tokenizer.json"].decode())
         case ByteTokenizer():
-            built = _bytes()
+            built = _bytes(tokenizer.policy.mask)
         case CharacterTokenizer():
-            built = _characters(tokenizer.characters)
+            built = _characters(tokenizer.characters, tokenizer.policy.mask)
         case SentencePieceTokenizer():
             built = _sentencepiece(tokenizer)
         case _:
@@ -40,6 +41,7 @@ def hugging_face_files(tokenizer: Tokenizer, *, whole: bool = False) -> dict[str
     controls = {
         "bos_token": policy.bos,
         "eos_token": policy.eos if policy.eos is not None else next(iter(policy.stops), None),
+        "mask_token": policy.mask,
     }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
@@ -84,26 +86,27 @@ def _with_controls(built, names: list[str]):
     return built
 
 
-def _bytes():
-    """Each byte its own token, with the byte's number; then BOS and EOS."""
+def _bytes(mask: int | None):
+    """Each byte its own token, with the byte's number; then BOS and EOS, and the mask where there is one."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
     letters = byte_letters()
-    vocab = {letters[byte]: byte for byte in range(256)} | {"<s>": 256, "</s>": 257}
+    controls = ["<s>", "</s>", *([] if mask is None else [MASKS[0]])]
+    vocab = {letters[byte]: byte for byte in range(256)} | {name: 256 + i for i, name in enumerate(controls)}
     built = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     built.decoder = decoders.ByteLevel()
-    return _with_controls(built, ["<s>", "</s>"])
+    return _with_controls(built, controls)
 
 
-def _characters(characters: str):
+def _characters(characters: str, mask: int | None):
     import tokenizers
     from tokenizers import decoders, models
 
     built = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(characters)}, merges=[]))
     built.decoder = decoders.Fuse()
-    return built
+    return built if mask is None else _with_controls(built, [MASKS[0]])
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer):
