@@ -18,6 +18,10 @@ from lmjax.evaluate.held_out import compile_loss, held_out
 from lmjax.experiment import DataConfig
 from lmjax.models import transformer
 from lmjax.models.feedforward import Experts
+from lmjax.plan.compiled import abstract_batch
+from lmjax.plan.devices import of_this_machine
+from lmjax.plan.planning import plan_on
+from lmjax.plan.remedies import changes
 from lmjax.sharding import Mesh, build_mesh, place_batch
 from lmjax.tasks import loss as losses
 from lmjax.tasks.masked_lm import MaskedLM
@@ -285,3 +289,21 @@ def test_held_out_masks_know_neither_the_seed_nor_the_batch():
     assert found[0].nats == found[1].nats
     assert found[2].nats == pytest.approx(found[0].nats, rel=1e-6)
     assert len({(one.tokens, one.correct) for one in found}) == 1
+
+
+def test_the_plan_knows_the_batch(text_file):
+    """Its abstract batch is what is read, so that what it compiles is the step; and no remedy is one that is not
+    there."""
+    exp = experiment(text_file, data=DataConfig(source=TextFiles(path=str(text_file)), length=16), microbatches=1)
+    exp = exp.with_vocab(259)
+    mesh = build_mesh(Mesh(), jax.devices()[:1])
+    (batch, *_) = hidden(windows(300, length=16), rows=exp.batch_size)
+    planned = abstract_batch(exp, mesh)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(planned)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(batch)
+    ]
+    assert jax.tree.structure(planned) == jax.tree.structure(batch)
+    made = plan_on(
+        replace(exp, model=replace(exp.model, context=128), data=DataConfig(length=128)), of_this_machine(), mesh
+    )
+    assert made.fits and not any("loss_chunk" in name for names, _ in changes(made) for name in names)
