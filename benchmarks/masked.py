@@ -24,7 +24,7 @@ from lmjax.train import loop
 
 ROOT = Path(__file__).parents[1]
 # of Muon
-RATES = {"fine-tuned": (0.002, 0.005, 0.01), "from scratch": (0.005, 0.01, 0.02)}
+RATES = {"from scratch": (0.005, 0.01, 0.02), "fine-tuned": (0.002, 0.005, 0.01)}
 
 
 def accuracy(exp: Experiment, run: Path) -> float:

@@ -48,8 +48,8 @@ class Windows:
         if not self.ahead:
             documents = "apart" if self.apart else "joined"
             return (
-                f"windows of {self.length} (no overlap), documents {documents}; tokens of each are hidden by the "
-                "window's number, the same ones at every evaluation and in every run with this tokenizer"
+                f"windows of {self.length} (no overlap), documents {documents}; which tokens are hidden is the same at "
+                "every evaluation, in every run with this tokenizer"
             )
         start = f"first token of {'each document' if self.apart else 'the text'} not scored"
         if self.stream.bos is not None:
