@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--base", required=True, help="a run of experiments/mlm_small.py")
     parser.add_argument("--out", required=True, type=Path, help="a directory for runs and logs")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args()
     commands.prepare_libraries()
     options.out.mkdir(parents=True, exist_ok=True)

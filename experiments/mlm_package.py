@@ -23,15 +23,15 @@ PACKAGES = (
 experiment = replace(
     mlm_small,
     name="mlm_package",
-    model=replace(mlm_small.model, masked_head=None),
+    model=replace(mlm_small.model, masked_head=None, dropout=0.1),
     task=Classification(label="package", too_long="cut", pooling="mean"),
     tokenizer=SentencePiece(path="runs/mlm_small/tokenizer/tokenizer.model", mask=True),
     # the files that mlm_small.py holds out are held out here too: neither run has read them
     data=DataConfig(source=PythonLibrary(packages=PACKAGES, held_out=mlm_small.data.source.held_out)),
     init_from="runs/mlm_small",
     schedule=Linear(peak=0.005, warmup=0.1),
-    steps=200,
-    evaluate_every=50,
-    checkpoint_every=200,
-    sample_every=200,
+    steps=100,
+    evaluate_every=25,
+    checkpoint_every=100,
+    sample_every=100,
 )
