@@ -34,6 +34,7 @@ def run(options, step: int | str | None, result_file) -> int:
     after = "" if loaded.step is None else f" after step {loaded.step}"
     weights = "" if options.weights == "float32" else f", weights {options.weights}"
     if task.on_records:
+        loaded = replace(loaded, experiment=with_context(loaded.experiment, options.context))
         figures = on_records(loaded, given, options.weights)
         print(f"{options.model}{after}: {given or 'its held-out records'}{weights}")
         print("\n".join(figures.lines()))
@@ -83,7 +84,7 @@ def with_context(experiment: Experiment, context: int | None) -> Experiment:
         return experiment
     if not 2 <= context <= experiment.model.context:
         raise UserError(f"--context {context}: expected 2 to {experiment.model.context}, the model's own context")
-    chunk = experiment.task.loss_chunk
+    chunk = getattr(experiment.task, "loss_chunk", None)
     if isinstance(chunk, int) and chunk < context and context % chunk:
         raise UserError(f"--context {context}: expected a multiple of the run's task.loss_chunk {chunk}")
     return replace(experiment, data=replace(experiment.data, length=context))

@@ -13,7 +13,7 @@ from lmjax import checkpoint, hosts, mirrors, trained
 from lmjax.data.files import decode, read_bytes
 from lmjax.data.sources import json_lines
 from lmjax.errors import UserError, path_text
-from lmjax.experiment import Experiment
+from lmjax.experiment import DataConfig, Experiment
 from lmjax.interop import peft
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
@@ -24,12 +24,16 @@ from lmjax.models.transformer import abstract_params, apart
 from lmjax.places import Place, Remote, place
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import placement
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.classification import Classification
 from lmjax.tokenizers import HuggingFace, Tokenizer
 
 HUB = "hf:"
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 # what decides the numbers of a directory that is no run
 IDENTITY_FILES = ["*.safetensors", "adapter_config.json"]
+# tokens of a row in which a Hugging Face directory's model labels texts
+LABELLED_ROW = 1024
 # what a run with an adapter remembers of the model that init_from names
 BASE = "base.json"
 
@@ -61,9 +65,10 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
     if step is not None:
         raise UserError(f"--step {step}: {path_text(where)} is not a run and has no steps")
     found = open_checkpoint(where)
-    if not found.cfg.causal:
+    if not found.cfg.causal and found.labels is None:
         raise UserError(
-            f"{path_text(where)}: {found.family.model_type} is an encoder; expected a model of the next token"
+            f"{path_text(where)}: {found.family.model_type} is an encoder; expected a model of the next token or "
+            "of labels"
         )
     tokenizer = of_directory(where)
     if tokenizer is not None and tokenizer.vocab_size > found.cfg.vocab:
@@ -73,10 +78,13 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
         )
     for note in found.notes:
         print(f"{path_text(where)}: {note}")
+    task, data = CausalLM(), DataConfig()
+    if found.labels is not None:
+        task, data = Classification(labels=found.labels), DataConfig(length=min(found.cfg.context, LABELLED_ROW))
     experiment = Experiment(
-        name=re.sub(r"\W", "-", where.resolve().name) or "model", model=found.cfg,
+        name=re.sub(r"\W", "-", where.resolve().name) or "model", model=found.cfg, task=task, data=data,
         tokenizer=HuggingFace(path=str(where)),
-        batch_size=8 if found.cfg.context <= 1024 else 1,
+        batch_size=8 if (data.length or found.cfg.context) <= 1024 else 1,
     )  # fmt: skip
     return Loaded(where, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh), start=found.start)
 
