@@ -60,7 +60,7 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
     where = resolve(path)
     if is_peft(where):
         return _load_peft(where, mesh)
-    if isinstance(where, Remote) or (where / "experiment.json").is_file() or not (where / "config.json").is_file():
+    if not is_directory(where):
         return load_run(where, step, mesh)
     if step is not None:
         raise UserError(f"--step {step}: {path_text(where)} is not a run and has no steps")
@@ -87,6 +87,19 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
         batch_size=8 if (data.length or found.cfg.context) <= 1024 else 1,
     )  # fmt: skip
     return Loaded(where, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh), start=found.start)
+
+
+def is_directory(where: Place) -> bool:
+    """Whether it is Hugging Face's, with a model's tensors."""
+    return isinstance(where, Path) and not (where / "experiment.json").is_file() and (where / "config.json").is_file()
+
+
+def params_at(path: Place | str, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> dict:
+    """All parameters that lie there, layers stacked, whatever the model is for. Raises UserError as `load_model`."""
+    where = resolve(path)
+    if is_directory(where):
+        return load_params(open_checkpoint(where), stacked=True, mesh=mesh)
+    return load_model(where, step, mesh=mesh).params
 
 
 def is_peft(where: Place) -> bool:
@@ -198,7 +211,7 @@ def base_params(run: RunDirectory, experiment: Experiment, mesh: jax.sharding.Me
         raise UserError(f"{here}, which init_from in its experiment.json names: {error}") from None
     if found["fingerprint"] != recorded["fingerprint"]:
         raise UserError(f"{here}, which is not the model it was: its files have changed since the run began")
-    return load_model(base, recorded["step"], mesh=mesh).params
+    return params_at(base, recorded["step"], mesh)
 
 
 def check_one_stack(loaded: Loaded, verb: str) -> None:
