@@ -1,6 +1,18 @@
 """A small BERT (arXiv:1810.04805) of Python source: tokens of the standard library's files, hidden and told.
 
-python run.py --config experiments/mlm_small.py
+    python run.py --config experiments/mlm_small.py
+
+Expected, one seed: of the 159,095 hidden tokens of the held-out files 42.2 % are told right, loss 3.017 nats, perplexity
+20.4; after half of the steps 32.5 % and 3.675. Loss in training, the mean of 20 steps:
+
+| step | 1 | 50 | 100 | 200 | 300 | 400 | 500 | 750 | 1000 | 1250 | 1500 |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+| loss | 7.67 | 6.17 | 5.88 | 4.96 | 4.56 | 4.30 | 3.84 | 3.53 | 3.19 | 2.94 | 2.76 |
+
+Time: 6.7 minutes of work of one core, two evaluations of a million tokens among them; on one core of two that others
+used at the same time it took 24 minutes. A quarter of the files is held out, so that mlm_package.py has files to be
+tried on that no run has read. Tried for 160 steps, 2 % of the files held out: this model 5.41 nats (5.39 in float32),
+with norms behind 5.70, in BERT's own shape (that, LayerNorm, GELU, biases, learned positions) 5.82.
 """
 
 from lmjax.data.sources import PythonLibrary, WholeDocuments

@@ -172,6 +172,7 @@ def generate(options, _) -> int:
 
 
 def export(options, _) -> int:
+    from lmjax.interop.labels import written
     from lmjax.interop.write import export as write
     from lmjax.loaded import load_model
 
@@ -182,9 +183,12 @@ def export(options, _) -> int:
         raise UserError("--base: goes with --adapter")
     loaded = load_model(options.model, _step(options.step))
     model = loaded.experiment.model
-    family = write(model, loaded.params, loaded.tokenizer, to, dtype=options.dtype, start=loaded.start)
+    family = write(
+        model, loaded.params, loaded.tokenizer, to, dtype=options.dtype, start=loaded.start,
+        labels=written(loaded.experiment.task, model),
+    )  # fmt: skip
     size = sum(file.stat().st_size for file in to.iterdir())
-    print(f"{path_text(to)}: {family.architecture}, {options.dtype}, {size:,} bytes")
+    print(f"{path_text(to)}: {family.architecture_of(model)}, {options.dtype}, {size:,} bytes")
     return 0
 
 

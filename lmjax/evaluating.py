@@ -34,6 +34,7 @@ def run(options, step: int | str | None, result_file) -> int:
     after = "" if loaded.step is None else f" after step {loaded.step}"
     weights = "" if options.weights == "float32" else f", weights {options.weights}"
     if task.on_records:
+        loaded = replace(loaded, experiment=with_context(loaded.experiment, options.context))
         figures = on_records(loaded, given, options.weights)
         print(f"{options.model}{after}: {given or 'its held-out records'}{weights}")
         print("\n".join(figures.lines()))

@@ -13,7 +13,7 @@ from lmjax import checkpoint, hosts, mirrors, trained
 from lmjax.data.files import decode, read_bytes
 from lmjax.data.sources import json_lines
 from lmjax.errors import UserError, path_text
-from lmjax.experiment import Experiment
+from lmjax.experiment import DataConfig, Experiment
 from lmjax.interop import peft
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
@@ -25,6 +25,7 @@ from lmjax.places import Place, Remote, place
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import placement
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.classification import Classification
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tokenizers import HuggingFace, Tokenizer
 
@@ -32,6 +33,8 @@ HUB = "hf:"
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 # what decides the numbers of a directory that is no run
 IDENTITY_FILES = ["*.safetensors", "adapter_config.json"]
+# tokens of a row in which a Hugging Face directory's model labels texts
+LABELLED_ROW = 1024
 # what a run with an adapter remembers of the model that init_from names
 BASE = "base.json"
 
@@ -58,15 +61,15 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
     where = resolve(path)
     if is_peft(where):
         return _load_peft(where, mesh)
-    if isinstance(where, Remote) or (where / "experiment.json").is_file() or not (where / "config.json").is_file():
+    if not is_directory(where):
         return load_run(where, step, mesh)
     if step is not None:
         raise UserError(f"--step {step}: {path_text(where)} is not a run and has no steps")
     found = open_checkpoint(where)
-    if not found.cfg.causal and not found.cfg.masked_head:
+    if not (found.cfg.causal or found.cfg.masked_head or found.labels):
         raise UserError(
             f"{path_text(where)}: {found.family.model_type} is an encoder without a head; expected a model of the next "
-            "token or of masked ones"
+            "token, of masked ones or of labels"
         )
     tokenizer = of_directory(where)
     if tokenizer is not None and tokenizer.vocab_size > found.cfg.vocab:
@@ -76,13 +79,28 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
         )
     for note in found.notes:
         print(f"{path_text(where)}: {note}")
+    task, data = CausalLM() if found.cfg.causal else MaskedLM(), DataConfig()
+    if found.labels is not None:
+        task, data = Classification(labels=found.labels), DataConfig(length=min(found.cfg.context, LABELLED_ROW))
     experiment = Experiment(
-        name=re.sub(r"\W", "-", where.resolve().name) or "model", model=found.cfg,
-        task=CausalLM() if found.cfg.causal else MaskedLM(),
+        name=re.sub(r"\W", "-", where.resolve().name) or "model", model=found.cfg, task=task, data=data,
         tokenizer=HuggingFace(path=str(where)),
-        batch_size=8 if found.cfg.context <= 1024 else 1,
+        batch_size=8 if (data.length or found.cfg.context) <= 1024 else 1,
     )  # fmt: skip
     return Loaded(where, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh), start=found.start)
+
+
+def is_directory(where: Place) -> bool:
+    """Whether it is Hugging Face's, with a model's tensors."""
+    return isinstance(where, Path) and not (where / "experiment.json").is_file() and (where / "config.json").is_file()
+
+
+def params_at(path: Place | str, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> dict:
+    """All parameters that lie there, layers stacked, whatever the model is for. Raises UserError as `load_model`."""
+    where = resolve(path)
+    if is_directory(where):
+        return load_params(open_checkpoint(where), stacked=True, mesh=mesh)
+    return load_model(where, step, mesh=mesh).params
 
 
 def is_peft(where: Place) -> bool:
@@ -194,7 +212,7 @@ def base_params(run: RunDirectory, experiment: Experiment, mesh: jax.sharding.Me
         raise UserError(f"{here}, which init_from in its experiment.json names: {error}") from None
     if found["fingerprint"] != recorded["fingerprint"]:
         raise UserError(f"{here}, which is not the model it was: its files have changed since the run began")
-    return load_model(base, recorded["step"], mesh=mesh).params
+    return params_at(base, recorded["step"], mesh)
 
 
 def check_one_stack(loaded: Loaded, verb: str) -> None:

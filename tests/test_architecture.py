@@ -21,7 +21,7 @@ FLOORS = {
     "configs": 4, "experiment": 4,
     "checkpoint": 5, "run_directory": 5,
     "interop": 6, "generate": 6,
-    "loaded": 7, "batching": 7, "text_to_text": 7, "language_model": 7, "verifying": 8, "evaluating": 8,
+    "loaded": 7, "batching": 7, "text_to_text": 7, "classifier": 7, "inherited": 7, "language_model": 7, "verifying": 8, "evaluating": 8,
     "evaluate": 7,
     "train.state": 8, "train.step": 8,
     "plan": 9,

@@ -23,9 +23,12 @@ SPACE = "\u2581"
 DOCUMENT_EOS = "document_eos"
 
 
-def hugging_face_files(tokenizer: Tokenizer, *, whole: bool = False) -> dict[str, bytes]:
+def hugging_face_files(
+    tokenizer: Tokenizer, *, whole: bool = False, pad: int | None = None, types: bool = False
+) -> dict[str, bytes]:
     """The contents of the files by name. whole: every text that is read is a whole document, as an encoder's source is.
-    Raises UserError where tokenizer.json cannot say what the tokenizer does."""
+    pad: the id that fills up a batch. types: whether the model is told which of two texts a token is in. Raises
+    UserError where tokenizer.json cannot say what the tokenizer does."""
     match tokenizer:
         case HuggingFaceTokenizer():
             built = _parsed(tokenizer.files["tokenizer.json"].decode())
@@ -42,11 +45,14 @@ def hugging_face_files(tokenizer: Tokenizer, *, whole: bool = False) -> dict[str
         "bos_token": policy.bos,
         "eos_token": policy.eos if policy.eos is not None else next(iter(policy.stops), None),
         "mask_token": policy.mask,
+        "pad_token": pad,
     }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "model_max_length": 10**9,
     }  # fmt: skip
+    if types:
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.chat is not None:
         settings |= {**tokenizer.chat.names, "chat_template": tokenizer.chat.template}
     settings |= {key: built.id_to_token(index) for key, index in controls.items() if index is not None}
@@ -74,8 +80,9 @@ def _around(built, bos: int | None, eos: int | None):
 
     before, after = ([] if index is None else [built.id_to_token(index)] for index in (bos, eos))
     tokens = {index: built.id_to_token(index) for index in (bos, eos) if index is not None}
+    pair = [*before, "$A", *after, "$B:1", *(f"{token}:1" for token in after)]
     return TemplateProcessing(
-        single=[*before, "$A", *after], special_tokens=[(token, index) for index, token in tokens.items()]
+        single=[*before, "$A", *after], pair=pair, special_tokens=[(token, index) for index, token in tokens.items()]
     )
 
 

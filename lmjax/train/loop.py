@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lmjax import checkpoint, configs, hosts, optim, trained, trees
+from lmjax import checkpoint, configs, hosts, inherited, optim, trained, trees
 from lmjax.checkpoint import Checkpoints
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
@@ -161,6 +161,8 @@ def resume(
     manifest, frozen = run.resumable(lambda text: screen.say(f"WARNING: {text}")), {}
     if manifest is None or experiment.adapter is not None:
         state, frozen = first_state(experiment, run, optimizer, mesh, begun=manifest is not None)
+    if manifest is None and experiment.init_from is not None:
+        screen.say(inherited.told(experiment))
     if manifest is not None:
         state, others = train_state.restored(
             experiment, optimizer, mesh, partial(checkpoint.restore, run.checkpoints, manifest)

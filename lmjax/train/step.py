@@ -117,7 +117,8 @@ def check_split(experiment, mesh, *, here: bool = True) -> None:
         check_host_memory(experiment, mesh)
         quantised.check(experiment.model.products, mesh.devices.flat[0])
     quantised.check_package(experiment.model.products)
-    trained.parts(experiment)
+    # a head has the outputs of its task before their names are known
+    trained.parts(experiment.with_task(experiment.task))
     # the vocabulary may not be known yet, and need not divide
     train_state.param_shardings(replace(experiment.model, vocab=experiment.model.vocab or 1), mesh)
 
