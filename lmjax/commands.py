@@ -121,14 +121,15 @@ def evaluate_suite(options) -> int:
     from lmjax.evaluate import suites
     from lmjax.evaluating import with_context
     from lmjax.language_model import LanguageModel
-    from lmjax.loaded import check_one_stack, load_model, needed_tokenizer, with_weights
+    from lmjax.loaded import check_next_token, check_one_stack, load_model, needed_tokenizer, with_weights
 
     if options.text:
         raise UserError("--text: a suite reads --data FILE")
     result_file = _result_file(options.json)
     suite = suites.chosen(options)
     loaded = load_model(options.model, _step(options.step), stacked=False)
-    check_one_stack(loaded, "evaluate")
+    check_one_stack(loaded, "evaluate --suite")
+    check_next_token(loaded, "evaluate --suite")
     cfg = with_context(loaded.experiment, options.context).model_of_rows
     model = LanguageModel(cfg, with_weights(loaded, options.weights), needed_tokenizer(loaded), loaded.path)
     suites.show(suites.run(suite, model), options, loaded.step, result_file)
@@ -182,6 +183,7 @@ def predict(options, _) -> int:
 
 
 def export(options, _) -> int:
+    from lmjax.interop.labels import written
     from lmjax.interop.write import export as write
     from lmjax.loaded import load_model
 
@@ -192,9 +194,12 @@ def export(options, _) -> int:
         raise UserError("--base: goes with --adapter")
     loaded = load_model(options.model, _step(options.step))
     model = loaded.experiment.model
-    family = write(model, loaded.params, loaded.tokenizer, to, dtype=options.dtype, start=loaded.start)
+    family = write(
+        model, loaded.params, loaded.tokenizer, to, dtype=options.dtype, start=loaded.start,
+        labels=written(loaded.experiment.task, model),
+    )  # fmt: skip
     size = sum(file.stat().st_size for file in to.iterdir())
-    print(f"{path_text(to)}: {family.architecture}, {options.dtype}, {size:,} bytes")
+    print(f"{path_text(to)}: {family.architecture_of(model)}, {options.dtype}, {size:,} bytes")
     return 0
 
 

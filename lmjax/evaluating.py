@@ -17,23 +17,24 @@ from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
 from lmjax.evaluate.predictors import predictor
 from lmjax.evaluate.preferences import referred
 from lmjax.experiment import Experiment
-from lmjax.loaded import Loaded, check_one_stack, load_model, needed_tokenizer, read_texts, with_weights
+from lmjax.loaded import Loaded, load_model, needed_tokenizer, read_texts, with_weights
 from lmjax.places import Place, place
 from lmjax.sharding import Mesh, build_mesh
 from lmjax.tasks.chat import Chat
+from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.preferences import Preferences
 from lmjax.tokenizers import Tokenizer
 
 # tasks on records that are judged by the likelihood of what the records have, not by predictions
 LIKELIHOOD = (Chat, Preferences)
+# what is scored
+UNITS = {MaskedLM: "tokens hidden", Preferences: "pairs"}
 
 
 def run(options, step: int | str | None, result_file) -> int:
     """Prints the figures, and writes them to the file where there is one."""
     loaded = load_model(options.model, step)
     task = loaded.experiment.task
-    if not task.on_records:
-        check_one_stack(loaded, "evaluate")
     if task.on_records and options.text:
         raise UserError(f"--text: {type(task).__name__} is evaluated on records; expected --data FILE")
     if not task.on_records and options.data:
@@ -45,6 +46,7 @@ def run(options, step: int | str | None, result_file) -> int:
     after = "" if loaded.step is None else f" after step {loaded.step}"
     weights = "" if options.weights == "float32" else f", weights {options.weights}"
     if task.on_records and not isinstance(task, LIKELIHOOD):
+        loaded = replace(loaded, experiment=with_context(loaded.experiment, options.context))
         figures = on_records(loaded, given, options.weights)
         print(f"{options.model}{after}: {given or 'its held-out records'}{weights}")
         print("\n".join(figures.lines()))
@@ -53,8 +55,7 @@ def run(options, step: int | str | None, result_file) -> int:
         score = on_examples if task.on_records else on_text
         scored = score(loaded, place(given) if given else loaded.held_out, options.weights, options.context)
         size = "" if scored.text_bytes is None else f", {scored.text_bytes:,} bytes"
-        unit = "pairs" if isinstance(task, Preferences) else "tokens"
-        print(f"{options.model}{after}: {scored.tokens:,} {unit}{size}")
+        print(f"{options.model}{after}: {scored.tokens:,} {UNITS.get(type(task), 'tokens')}{size}")
         print(f"protocol: {scored.protocol}{weights}")
         print("  ".join(f"{name} {value:.6f}" for name, value in scored.metrics().items()))
         result = scored.as_dict()
@@ -68,7 +69,7 @@ def on_text(loaded: Loaded, file: Place, weights: str, context: int | None) -> H
     """The likelihood of a text. Raises UserError where it cannot be read, or there is nothing in it."""
     tokenizer = needed_tokenizer(loaded)
     experiment = with_context(loaded.experiment, context)
-    read = Windows(stream_of(read_texts(file), tokenizer), experiment.length, experiment.apart)
+    read = Windows(stream_of(read_texts(file), tokenizer), experiment.length, experiment.apart, experiment.task.ahead)
     return _scored(experiment, with_weights(loaded, weights), tokenizer, read)
 
 
@@ -94,9 +95,8 @@ def _scored(experiment: Experiment, params, tokenizer: Tokenizer, read: Rows) ->
     devices = devices if experiment.microbatch_size % len(devices) == 0 else devices[:1]
     mesh = build_mesh(Mesh(), devices)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    change = experiment.task.change(tokenizer, experiment.seed)
     with jax.set_mesh(mesh):
-        return held_out(experiment, compile_loss(experiment), params, read, mesh, change)
+        return held_out(experiment, compile_loss(experiment), params, read, mesh, tokenizer)
 
 
 def on_records(loaded: Loaded, given: str | None, weights: str):

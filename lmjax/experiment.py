@@ -149,6 +149,12 @@ class Experiment:
         return self.task.on_records or self.data.documents == "apart"
 
     @property
+    def segmented(self) -> bool:
+        """Whether batches say which places see one another: apart, or where padding would be seen, which a model that
+        looks ahead does."""
+        return self.apart or self.task.ahead == 0
+
+    @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.length
 

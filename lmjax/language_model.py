@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.batching import Output, Reader, Score, Text, judged, scores
+from lmjax.classifier import Classifier
 from lmjax.generate.beam import way, write
 from lmjax.loaded import check_next_token, load_model
 from lmjax.models import transformer
@@ -17,6 +18,7 @@ from lmjax.models.packed import Weights
 from lmjax.models.packed_params import pack_params
 from lmjax.models.transformer import apart
 from lmjax.places import Place
+from lmjax.tasks.classification import Classification
 from lmjax.text_to_text import TextToText
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.sides import prompt_ids
@@ -75,14 +77,16 @@ class LanguageModel:
 def load(
     path: Place | str, *, step: int | str | None = None, dtype: Literal["float32", "bfloat16"] = "float32",
     weights: Weights = "float32",
-) -> LanguageModel | TextToText:  # fmt: skip
+) -> LanguageModel | TextToText | Classifier:  # fmt: skip
     """The model of a run directory or a Hugging Face directory, or "hf:NAME" from the hub (extra [hub]): a TextToText
-    where it has an encoder and a decoder. dtype: of the computation. weights: see models/packed.py. step: see
-    `load_model`. Raises UserError as that."""
+    where it has an encoder and a decoder, a Classifier where its task is Classification. dtype: of the computation.
+    weights: see models/packed.py. step: see `load_model`. Raises UserError as that."""
     loaded = load_model(path, step, stacked=False)
-    check_next_token(loaded, "lmjax.load")
     cfg = replace(loaded.experiment.model, dtype=dtype, dropout=0.0)
     params = pack_params(cfg, apart(loaded.params), weights)
+    if isinstance(loaded.experiment.task, Classification):
+        return Classifier(replace(loaded, experiment=replace(loaded.experiment, model=cfg)), params)
+    check_next_token(loaded, "lmjax.load")
     if cfg.encoder_layers:
         return TextToText(cfg, params, loaded.tokenizer, loaded.path, loaded.start)
     return LanguageModel(cfg, params, loaded.tokenizer, loaded.path)

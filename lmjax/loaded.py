@@ -13,7 +13,7 @@ from lmjax import checkpoint, hosts, mirrors, trained
 from lmjax.data.files import decode, read_bytes
 from lmjax.data.sources import json_lines
 from lmjax.errors import UserError, path_text
-from lmjax.experiment import Experiment
+from lmjax.experiment import DataConfig, Experiment
 from lmjax.interop import peft
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
@@ -25,6 +25,8 @@ from lmjax.places import Place, Remote, place
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import placement
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.classification import Classification
+from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.tokenizers import HuggingFace, Tokenizer
 from lmjax.tokenizers.sides import decoder_start
@@ -33,6 +35,8 @@ HUB = "hf:"
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 # what decides the numbers of a directory that is no run
 IDENTITY_FILES = ["*.safetensors", "adapter_config.json"]
+# tokens of a row in which a Hugging Face directory's model labels texts
+LABELLED_ROW = 1024
 # what a run remembers of the model that init_from names, where it goes on needing that
 BASE = "base.json"
 
@@ -59,14 +63,15 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
     where = resolve(path)
     if is_peft(where):
         return _load_peft(where, mesh)
-    if isinstance(where, Remote) or (where / "experiment.json").is_file() or not (where / "config.json").is_file():
+    if not is_directory(where):
         return load_run(where, step, mesh)
     if step is not None:
         raise UserError(f"--step {step}: {path_text(where)} is not a run and has no steps")
     found = open_checkpoint(where)
-    if not found.cfg.causal:
+    if not (found.cfg.causal or found.cfg.masked_head or found.labels):
         raise UserError(
-            f"{path_text(where)}: {found.family.model_type} is an encoder; expected a model of the next token"
+            f"{path_text(where)}: {found.family.model_type} is an encoder without a head; expected a model of the next "
+            "token, of masked ones or of labels"
         )
     tokenizer = of_directory(where)
     if tokenizer is not None and tokenizer.vocab_size > found.cfg.vocab:
@@ -76,13 +81,30 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
         )
     for note in found.notes:
         print(f"{path_text(where)}: {note}")
+    task, data = CausalLM() if found.cfg.causal else MaskedLM(), DataConfig()
+    if found.cfg.encoder_layers:
+        task = Seq2Seq(start=found.start)
+    if found.labels is not None:
+        task, data = Classification(labels=found.labels), DataConfig(length=min(found.cfg.context, LABELLED_ROW))
     experiment = Experiment(
-        name=re.sub(r"\W", "-", where.resolve().name) or "model", model=found.cfg,
-        task=Seq2Seq(start=found.start) if found.cfg.encoder_layers else CausalLM(),
+        name=re.sub(r"\W", "-", where.resolve().name) or "model", model=found.cfg, task=task, data=data,
         tokenizer=HuggingFace(path=str(where)),
-        batch_size=8 if found.cfg.context <= 1024 else 1,
+        batch_size=8 if (data.length or found.cfg.context) <= 1024 else 1,
     )  # fmt: skip
     return Loaded(where, experiment, tokenizer, load_params(found, stacked=stacked, mesh=mesh), start=found.start)
+
+
+def is_directory(where: Place) -> bool:
+    """Whether it is Hugging Face's, with a model's tensors."""
+    return isinstance(where, Path) and not (where / "experiment.json").is_file() and (where / "config.json").is_file()
+
+
+def params_at(path: Place | str, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> dict:
+    """All parameters that lie there, layers stacked, whatever the model is for. Raises UserError as `load_model`."""
+    where = resolve(path)
+    if is_directory(where):
+        return load_params(open_checkpoint(where), stacked=True, mesh=mesh)
+    return load_model(where, step, mesh=mesh).params
 
 
 def is_peft(where: Place) -> bool:
@@ -197,7 +219,7 @@ def base_params(run: RunDirectory, experiment: Experiment, mesh: jax.sharding.Me
         raise UserError(f"{here}, which init_from in its experiment.json names: {error}") from None
     if found["fingerprint"] != recorded["fingerprint"]:
         raise UserError(f"{here}, which is not the model it was: its files have changed since the run began")
-    return load_model(base, recorded["step"], mesh=mesh).params
+    return params_at(base, recorded["step"], mesh)
 
 
 def check_next_token(loaded: Loaded, verb: str) -> None:
@@ -212,9 +234,7 @@ def check_next_token(loaded: Loaded, verb: str) -> None:
 
 
 def check_one_stack(loaded: Loaded, verb: str) -> None:
-    """Raises UserError where a verb reads one text by its next tokens: as `check_next_token`, and for an
-    encoder-decoder."""
-    check_next_token(loaded, verb)
+    """Raises UserError for an encoder-decoder, where a verb reads one text."""
     if loaded.experiment.model.encoder_layers:
         raise UserError(
             f"{verb}: {path_text(loaded.path)} is an encoder-decoder; expected a model of one stack of layers"
@@ -224,7 +244,7 @@ def check_one_stack(loaded: Loaded, verb: str) -> None:
 def _runnable(experiment: Experiment) -> Experiment:
     """The experiment, with another attention kernel where the run asked by name for one that this machine has not."""
     cfg = experiment.model
-    need = replace(attention.need_of(cfg, apart=experiment.apart, length=experiment.length), dropout=False)
+    need = replace(attention.need_of(cfg, apart=experiment.segmented, length=experiment.length), dropout=False)
     if isinstance(cfg.kernel, attention.Auto) or not (reason := attention.obstacle(cfg.kernel, need)):
         return experiment
     print(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")

@@ -13,6 +13,7 @@ from lmjax import tokenizers
 from lmjax.errors import UserError
 from lmjax.tokenizers import Bytes, Characters, HuggingFace, SentencePiece
 from lmjax.tokenizers.pairs import encode_pair
+from lmjax.tokenizers.pieces import filled
 from lmjax.tokenizers.spans import spans
 from tests import tiny
 
@@ -193,3 +194,57 @@ def test_a_control_token_that_is_not_there_is_an_error(hf_directory):
 def test_bytes_are_utf8():
     assert Bytes().build(list).encode("é😀").tolist() == list("é😀".encode())
     assert Bytes().build(list).decode(np.array([255, 65])) == "\ufffdA"
+
+
+MASKED = {
+    "Bytes": (Bytes(mask=True), 258),
+    "Characters": (Characters(mask=True), len(set(SAMPLE))),
+    "SentencePiece": (SentencePiece(vocab_size=400, mask=True), 3),
+    "unigram": (SentencePiece(vocab_size=400, algorithm="unigram", mask=True), 3),
+}
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_a_mask_where_one_is_asked_for(kind, tmp_path):
+    settings, mask = MASKED[kind]
+    tokenizer = settings.build(lambda: [SAMPLE])
+    assert tokenizer.policy.mask == mask and mask in tokenizer.controls() and mask < tokenizer.vocab_size
+    ids = tokenizer.encode("the <mask> reads").tolist() if kind != "Characters" else tokenizer.encode("the").tolist()
+    assert not tokenizer.controls() & {*ids}
+    assert tokenizer.decode([ids[0], mask, *ids[1:]]) == tokenizer.decode(ids)
+    tokenizer.save(tmp_path / "saved")
+    again = tokenizers.load(tmp_path / "saved")
+    assert (again.policy, again.vocab_size) == (tokenizer.policy, tokenizer.vocab_size)
+
+
+def test_masks_of_files(tmp_path):
+    """BERT's and RoBERTa's are found by their names; a model that has none is one line, and a stored policy that does
+    not know of masks is read."""
+    for name in ("[MASK]", "<mask>"):
+        bare = hf.Tokenizer(hf.models.WordPiece({"[UNK]": 0, name: 1, "the": 2}, unk_token="[UNK]"))
+        bare.add_special_tokens(["[UNK]", name])
+        bare.save(str(tmp_path / "tokenizer.json"))
+        found = HuggingFace(path=str(tmp_path)).build(list)
+        assert found.policy.mask == 1 and found.controls() == {0, 1}
+        assert HuggingFace(path=str(tmp_path), mask="the").build(list).policy.mask == 2
+    with pytest.raises(UserError, match="tokenizer.mask: '<hole>' is not in the vocabulary"):
+        HuggingFace(path=str(tmp_path), mask="<hole>").build(list)
+    (tmp_path / "plain.model").write_bytes(SentencePiece(vocab_size=400).build(lambda: [SAMPLE]).model)
+    with pytest.raises(UserError, match="tokenizer.mask: .*plain.model has no mask token"):
+        SentencePiece(path=str(tmp_path / "plain.model"), mask=True).build(list)
+    found.save(tmp_path / "saved")
+    policy = json.loads((tmp_path / "saved" / "policy.json").read_text())
+    (tmp_path / "saved" / "policy.json").write_text(json.dumps({k: v for k, v in policy.items() if k != "mask"}))
+    assert tokenizers.load(tmp_path / "saved").policy.mask is None
+
+
+def test_pieces_have_the_spaces_of_their_text(made):
+    for tokenizer in made.values():
+        ids = tokenizer.encode("the model reads what comes after them")
+        assert filled(tokenizer, ids, [], [], "|") == tokenizer.decode(ids)
+        shown = filled(tokenizer, ids, range(len(ids)), ids, "|")
+        assert shown.replace("[", "").replace("]", "") == tokenizer.decode(ids)
+    tokenizer = made["Bytes"]
+    ids = tokenizer.encode("abc")
+    assert filled(tokenizer, ids, [2, 0], [120, 97], " for ") == "[a]b[x for c]"
+    assert filled(tokenizer, ids, [1], [257], ", not ") == "a[<257>, not b]c"

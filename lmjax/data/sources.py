@@ -247,24 +247,35 @@ def _plain(value, feature, name: str):
 @dataclass(frozen=True, kw_only=True)
 class PythonLibrary(Source):
     """The source of the running interpreter's standard library without its tests: text that every machine has. A
-    record's `package` is the folder or the module in the library that a file is of."""
+    record's `package` is the folder or the module in the library that a file is of. packages: whose files are read;
+    None: all."""
 
+    packages: tuple[str, ...] | None = None
     held_out: HeldOut = WholeDocuments(share=0.05)
 
     def __post_init__(self):
         if isinstance(self.held_out, OtherFiles):
             raise ValueError("PythonLibrary has no other files; expected held_out=WholeDocuments or LastPart")
 
+    def check(self):
+        there = {package for _, _, package in self._files()}
+        if missing := [package for package in self.packages or () if package not in there]:
+            raise UserError(f"data.source.packages: no file of {', '.join(map(repr, missing))} in this interpreter")
+
     def records(self):
+        for name, file, package in self._files():
+            text = read_bytes(file).decode("utf-8", errors="replace")
+            if text:
+                yield Record(name, path_text(file), {"text": text, "file": name, "package": package})
+
+    def _files(self) -> Iterator[tuple[str, Path, str]]:
+        """(name, file, package), in the order of their names."""
         root = Path(sysconfig.get_paths()["stdlib"])
         skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-        found = sorted((f.relative_to(root).as_posix(), f) for f in root.rglob("*.py"))
-        for name, file in found:
-            if not skip.intersection(Path(name).parts):
-                text = read_bytes(file).decode("utf-8", errors="replace")
-                if text:
-                    package = Path(name).parts[0].removesuffix(".py")
-                    yield Record(name, path_text(file), {"text": text, "file": name, "package": package})
+        for name, file in sorted((f.relative_to(root).as_posix(), f) for f in root.rglob("*.py")):
+            package = Path(name).parts[0].removesuffix(".py")
+            if not skip.intersection(Path(name).parts) and (self.packages is None or package in self.packages):
+                yield name, file, package
 
 
 def json_values(content: str, file: Place) -> Iterator[tuple[int, Any]]:

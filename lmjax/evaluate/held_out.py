@@ -2,7 +2,8 @@
 
 Protocol of a text: it is read in windows of the length that training has, which do not overlap, so a token is predicted
 from at most so many tokens before it in its window. The first token of a text has nothing before it and is not
-scored, unless the tokenizer's policy puts BOS there.
+scored, unless the tokenizer's policy puts BOS there. Of a task that hides tokens of windows those are scored, and which
+these are the window's number decides: the same ones at every evaluation, of every run.
 """
 
 import math
@@ -12,17 +13,22 @@ import jax
 import numpy as np
 
 from lmjax.compilation import fast_jit
-from lmjax.data.batches import Change, Rows
+from lmjax.data.batches import Rows
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
 from lmjax.sharding import local_rows, place_batch
+from lmjax.tokenizers import Tokenizer
+
+# of what a task changes in rows that are evaluated; not the experiment's, so that runs are compared on the same
+SEED = 0
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """nats: sum over what is scored. tokens: how many tokens, or labels, these are. text_bytes: UTF-8 bytes of the
-    whole text, where it is one. correct: how many predictions are right, where the task counts them. figures: sums of
-    what else it tells of them."""
+    whole text, where all of it is scored. correct: how many predictions are right, where the task counts them. figures:
+    sums of what else it tells of them. labels: whether labels or pairs are predicted, of which nobody asks the
+    perplexity."""
 
     nats: float
     tokens: int
@@ -30,6 +36,7 @@ class HeldOut:
     protocol: str
     correct: int | None = None
     figures: dict[str, float] | None = None
+    labels: bool = False
 
     @property
     def eval_loss(self) -> float:
@@ -53,8 +60,9 @@ class HeldOut:
         figures = {"eval_loss": self.eval_loss}
         if self.correct is not None:
             more = {name: value / self.tokens for name, value in (self.figures or {}).items()}
-            return figures | {"accuracy": self.accuracy} | more
-        figures["perplexity"] = self.perplexity
+            figures |= {"accuracy": self.accuracy} | more
+        if not self.labels:
+            figures["perplexity"] = self.perplexity
         return figures if self.text_bytes is None else figures | {"bits_per_byte": self.bits_per_byte}
 
     def as_dict(self) -> dict:
@@ -67,14 +75,14 @@ def compile_loss(experiment: Experiment):
 
 
 def held_out(
-    experiment: Experiment, loss_of, params, read: Rows, mesh: jax.sharding.Mesh, change: Change | None = None
+    experiment: Experiment, loss_of, params, read: Rows, mesh: jax.sharding.Mesh, tokenizer: Tokenizer
 ) -> HeldOut:
-    """Score all rows; `loss_of` comes from `compile_loss`. change: what the task makes of a batch before it is read.
-    Raises UserError where there is nothing to score."""
+    """Score all rows, as the task changes them; `loss_of` comes from `compile_loss`. Raises UserError where there is
+    nothing to score."""
     if reason := read.obstacle():
         raise UserError(reason)
     rows = experiment.microbatch_size
-    part = local_rows(mesh, rows)
+    part, change = local_rows(mesh, rows), experiment.task.change(tokenizer, SEED)
     # all batches are sent before the first result is asked for
     losses = []
     for index, batch in enumerate(read.in_order(rows, part)):
@@ -93,4 +101,5 @@ def held_out(
         figures = {
             name: float(np.sum([loss.figures[name] for loss in losses], dtype=np.float64)) for name in losses[0].figures
         }
-    return HeldOut(nats, tokens, read.text_bytes, read.protocol(), correct, figures)
+    labels = experiment.task.outputs > 0 or figures is not None
+    return HeldOut(nats, tokens, read.text_bytes, read.protocol(), correct, figures, labels)

@@ -1,22 +1,27 @@
-"""What a run shows along the way: text that it writes, or what it makes of some held-out records."""
+"""What a run shows along the way: text that it writes, what it puts for hidden tokens, or what it makes of some
+held-out records."""
 
 from itertools import islice
 
+from lmjax.data.batches import Rows
 from lmjax.data.mixture import records_of
+from lmjax.evaluate.masked import Filler
 from lmjax.evaluate.predictors import predictor
 from lmjax.experiment import Experiment
 from lmjax.generate.text import sample
+from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tokenizers import Tokenizer
 
 SHOWN = 3
 
 
 class Samples:
-    """Of a run, compiled once."""
+    """Of a run, compiled once. read: what it is evaluated on."""
 
-    def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
+    def __init__(self, experiment: Experiment, tokenizer: Tokenizer, read: Rows):
         self.experiment, self.tokenizer = experiment, tokenizer
         self._predictor, self._records = None, []
+        self._filler = Filler(experiment, tokenizer, read) if isinstance(experiment.task, MaskedLM) else None
         if experiment.task.on_records:
             self._predictor = predictor(experiment, tokenizer)
             count = max(SHOWN, experiment.score_records)
@@ -24,6 +29,8 @@ class Samples:
 
     def text(self, params) -> str:
         """For samples.txt."""
+        if self._filler is not None:
+            return self._filler(params)
         if self._predictor is None:
             return sample(self.experiment, params, self.tokenizer)
         records = self._records[:SHOWN]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from lmjax.errors import UserError
 from lmjax.interop.config_json import THEIR_ACTIVATIONS, ConfigJson
-from lmjax.interop.family import BUFFERS, Family, norm_entries
+from lmjax.interop.family import BUFFERS, Family, LabelHead, norm_entries
 from lmjax.interop.mapping import Entry
 from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Activation, Dense
@@ -48,7 +48,7 @@ def _linear(ours: str, theirs: str, weight: str, bias: str) -> list[Entry]:
     return [Entry(f"{ours}/kernel", f"{theirs}.weight", weight), Entry(f"{ours}/bias", f"{theirs}.bias", bias)]
 
 
-def _body(cfg: ModelConfig) -> list[Entry]:
+def _body(cfg: ModelConfig, pooler: str = "pooler.dense") -> list[Entry]:
     block, layer = "blocks/", "encoder.layer.{layer}."
     entries = [
         Entry("positions", "embeddings.position_embeddings.weight", "P D -> P D"),
@@ -66,7 +66,7 @@ def _body(cfg: ModelConfig) -> list[Entry]:
         *norm_entries(f"{block}feedforward_norm", f"{layer}output.LayerNorm", cfg),
     ]
     if cfg.pooler:
-        entries += _linear("pooler/dense", "pooler.dense", "O D -> D O", "D -> D")
+        entries += _linear("pooler/dense", pooler, "O D -> D O", "D -> D")
     return entries
 
 
@@ -93,6 +93,7 @@ BERT = Family(
     head="cls.predictions.decoder.weight", heads=("cls.",), read=_read_bert, write=lambda cfg: _write(cfg, 0),
     entries=_entries_bert, ignored=IGNORED, renamed=RENAMED, bare="BertModel",
     optional={"masked_head": "cls.predictions.transform.dense.weight", "pooler": "pooler.dense.weight"},
+    labels=LabelHead("BertForSequenceClassification", "classifier", "pooler.dense"),
 )  # fmt: skip
 
 
@@ -111,11 +112,14 @@ def _write_roberta(cfg: ModelConfig) -> dict:
 
 
 def _entries_roberta(cfg: ModelConfig) -> list[Entry]:
-    return _body(cfg) + _head(cfg, "lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+    # the layer before the labels is the pooler by another name
+    body = _body(cfg, ROBERTA.labels.pooler) if cfg.outputs else _body(cfg)
+    return body + _head(cfg, "lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 
 
 ROBERTA = replace(
     BERT, model_type="roberta", architecture="RobertaForMaskedLM", prefix="roberta.", head="lm_head.decoder.weight",
     heads=("lm_head.",), read=_read_roberta, write=_write_roberta, entries=_entries_roberta, bare="RobertaModel",
     optional={"masked_head": "lm_head.dense.weight", "pooler": "pooler.dense.weight"},
+    labels=LabelHead("RobertaForSequenceClassification", "classifier.out_proj", "classifier.dense"),
 )  # fmt: skip

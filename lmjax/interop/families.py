@@ -17,6 +17,7 @@ FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, GEMMA2, GEMMA
 BY_TYPE = {family.model_type: family for family in FAMILIES} | {"gemma3": GEMMA3}
 BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES} | {"GPT2Model": GPT2}
 BY_ARCHITECTURE |= {family.bare: family for family in FAMILIES if family.bare} | {"BertForPreTraining": BERT}
+BY_ARCHITECTURE |= {family.labels.architecture: family for family in FAMILIES if family.labels}
 
 
 def family_of(config: ConfigJson) -> Family:
@@ -37,8 +38,12 @@ def family_for(cfg: ModelConfig) -> tuple[Family, ModelConfig]:
     nearest = None
     for family in FAMILIES:
         wanted = family.widened(cfg)
+        if cfg.outputs:
+            wanted = replace(wanted, tied=True, masked_head=None)
         said = family.read(ConfigJson(f"a {family.model_type} config.json", family.write(wanted)))
         said = family.with_parts(said, lambda part, _, wanted=wanted: bool(getattr(wanted, part)))
+        if cfg.outputs and family.labels is not None:
+            said = family.labelling(said, cfg.outputs)
         lines = configs.differences(configs.to_tree(normal(wanted)), configs.to_tree(normal(said)))
         if not lines:
             return family, replace(wanted, init_std=cfg.init_std)

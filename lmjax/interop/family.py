@@ -17,11 +17,36 @@ BUFFERS = r"(^|\.)(attn|attention)\.(bias|masked_bias)$|(^|\.)rotary_emb\.inv_fr
 
 
 @dataclass(frozen=True)
+class LabelHead:
+    """What stands in the files of models that give a text one label. architecture: config.json's. linear: the layer of
+    the labels, on the vector of the first token, of a causal model the last. pooler: the layer before it, which all of
+    these models have; None: none has it."""
+
+    architecture: str
+    linear: str = "score"
+    pooler: str | None = None
+
+    @property
+    def start(self) -> str:
+        """Of the names of its tensors, which have no prefix before them."""
+        return f"{self.linear.partition('.')[0]}."
+
+    def entries(self, cfg: ModelConfig) -> list[Entry]:
+        """Of the linear layer; that of a causal model has no bias."""
+        ours, bias = "outputs/dense", [] if cfg.causal else [("bias", "C -> C")]
+        return [
+            Entry(f"{ours}/{name}", f"{self.linear}.{'bias' if name == 'bias' else 'weight'}", pattern)
+            for name, pattern in [("kernel", "C D -> D C"), *bias]
+        ]
+
+
+@dataclass(frozen=True)
 class Family:
     """model_type, architecture: config.json's. read: its fields as a ModelConfig; raises UserError. write: the fields
     that describe a ModelConfig as well as the family can. entries: the tensors; without `prefix`, which transformers
     puts before all names but the head's and those that begin as `heads` say. optional: for parts that only some files
-    have, by their fields of ModelConfig, a tensor that shows them. bare: the architecture of a model that has no head.
+    have, by their fields of ModelConfig, a tensor that shows them. labels: the head of its models that label texts.
+    bare: the architecture of a model that has no head.
     renamed: ends of names as they were, and as they are. prefixes: all that has ever stood there. copies: tensors that
     are the embedding once more, in some files. ignored: names of buffers, and of parts that are no language model.
     widened: the model that is written where it is not the given one but computes the same, such as one with zeros for
@@ -38,6 +63,7 @@ class Family:
     head: str = "lm_head.weight"
     heads: tuple[str, ...] = ()
     optional: dict[str, str] = field(default_factory=dict)
+    labels: LabelHead | None = None
     bare: str | None = None
     renamed: dict[str, str] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
@@ -57,10 +83,13 @@ class Family:
 
     def exported(self, name: str) -> str:
         """The name that transformers gives it."""
-        return name if name.startswith((self.head, *self.heads)) else self.prefix + name
+        bare = (self.head, *self.heads, *([self.labels.start] if self.labels else []))
+        return name if name.startswith(bare) else self.prefix + name
 
     def architecture_of(self, cfg: ModelConfig) -> str:
         """What config.json calls a model that is written."""
+        if cfg.outputs:
+            return self.labels.architecture
         return self.bare if self.bare is not None and not cfg.masked_head else self.architecture
 
     def with_parts(self, cfg: ModelConfig, has: Callable[[str, str], bool]) -> ModelConfig:
@@ -69,9 +98,14 @@ class Family:
             cfg, **{name: getattr(_BARE, name) for name, tensor in self.optional.items() if not has(name, tensor)}
         )
 
+    def labelling(self, cfg: ModelConfig, count: int) -> ModelConfig:
+        """cfg as the model for so many labels, which predicts no tokens and has no parts for that."""
+        return replace(cfg, outputs=count, tied=True, masked_head=None, pooler=self.labels.pooler is not None)
+
     def all_entries(self, cfg: ModelConfig) -> list[Entry]:
-        """With the output's matrix, where it is not the embedding."""
+        """With the output's matrix, where it is not the embedding, and the layer of the labels."""
         head = [] if cfg.tied else [Entry("unembedding", self.head, "V D -> V D")]
+        head += self.labels.entries(cfg) if cfg.outputs else []
         return [Entry("embedding", self.embedding, "V D -> V D"), *self.entries(cfg), *head]
 
 

@@ -2,7 +2,16 @@
 
 from lmjax.errors import UserError
 from lmjax.interop.config_json import THEIR_ACTIVATIONS, ConfigJson, rotary, rotary_json
-from lmjax.interop.family import BUFFERS, Family, layer_types, norm_entries, only_window, pattern_of, their_layer_types
+from lmjax.interop.family import (
+    BUFFERS,
+    Family,
+    LabelHead,
+    layer_types,
+    norm_entries,
+    only_window,
+    pattern_of,
+    their_layer_types,
+)
 from lmjax.interop.llama import attention_entries, gated_entries
 from lmjax.interop.mapping import Entry
 from lmjax.models.config import ModelConfig, Span
@@ -109,8 +118,10 @@ def _entries(cfg: ModelConfig) -> list[Entry]:
 GEMMA2 = Family(
     model_type="gemma2", architecture="Gemma2ForCausalLM", prefix="model.", embedding="embed_tokens.weight",
     read=_read_gemma2, write=_write_gemma2, entries=_entries,
+    labels=LabelHead("Gemma2ForSequenceClassification"),
 )  # fmt: skip
 GEMMA3 = Family(
     model_type="gemma3_text", architecture="Gemma3ForCausalLM", prefix="model.", prefixes=("language_model.",),
     embedding="embed_tokens.weight", read=_read_gemma3, write=_write_gemma3, entries=_entries, ignored=BUFFERS + VISION,
+    labels=LabelHead("Gemma3TextForSequenceClassification"),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from lmjax.interop.config_json import THEIR_ACTIVATIONS, ConfigJson, rotary, rotary_json
-from lmjax.interop.family import Family, norm_entries
+from lmjax.interop.family import Family, LabelHead, norm_entries
 from lmjax.interop.mapping import Entry
 from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Dense
@@ -71,6 +71,7 @@ def _entries_gpt2(cfg: ModelConfig) -> list[Entry]:
 GPT2 = Family(
     model_type="gpt2", architecture="GPT2LMHeadModel", prefix="transformer.", embedding="wte.weight",
     read=_read_gpt2, write=_write_gpt2, entries=_entries_gpt2, widened=_with_biases,
+    labels=LabelHead("GPT2ForSequenceClassification"),
 )  # fmt: skip
 
 
@@ -130,4 +131,5 @@ def _entries_neox(cfg: ModelConfig) -> list[Entry]:
 GPT_NEOX = Family(
     model_type="gpt_neox", architecture="GPTNeoXForCausalLM", prefix="gpt_neox.", embedding="embed_in.weight",
     head="embed_out.weight", read=_read_neox, write=_write_neox, entries=_entries_neox, widened=_biases_but_attention,
+    labels=LabelHead("GPTNeoXForSequenceClassification"),
 )  # fmt: skip

@@ -5,7 +5,15 @@ from dataclasses import replace
 from functools import partial
 
 from lmjax.interop.config_json import THEIR_ACTIVATIONS, ConfigJson, rotary, rotary_json
-from lmjax.interop.family import Family, layer_types, norm_entries, only_window, pattern_of, their_layer_types
+from lmjax.interop.family import (
+    Family,
+    LabelHead,
+    layer_types,
+    norm_entries,
+    only_window,
+    pattern_of,
+    their_layer_types,
+)
 from lmjax.interop.mapping import Entry
 from lmjax.models.config import ModelConfig, Span
 from lmjax.models.feedforward import Dense, Experts, Gated
@@ -159,6 +167,7 @@ def _family(model_type: str, architecture: str, read, entries, *fields: str) -> 
         model_type=model_type, architecture=architecture, prefix="model.", embedding="embed_tokens.weight", read=read,
         write=lambda cfg: _write(cfg, *fields), entries=entries, widened=_squared_as_gated,
         stands_in={"blocks/feedforward/gate/kernel": "blocks/feedforward/up/kernel"},
+        labels=LabelHead(architecture.replace("CausalLM", "SequenceClassification")),
     )  # fmt: skip
 
 

@@ -67,6 +67,7 @@ def sizes(cfg: ModelConfig, vocab: int) -> Sizes:
         "V": vocab, "D": cfg.width, "N": cfg.heads, "K": cfg.n_kv_heads, "H": cfg.head_width, "F": cfg.hidden,
         "T": cfg.context, "G": cfg.heads // cfg.n_kv_heads, "O": cfg.width, "I": cfg.token_types,
         "P": cfg.context + getattr(cfg.positions, "offset", 0), "R": getattr(cfg.positions, "buckets", 0),
+        "C": cfg.outputs,
     }  # fmt: skip
     if isinstance(cfg.feedforward, Experts):
         lengths["E"] = cfg.feedforward.count

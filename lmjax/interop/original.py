@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmjax.errors import UserError
+from lmjax.errors import UserError, path_text
 from lmjax.interop.mapping import Entry, expand, parse
 from lmjax.interop.read import Checkpoint, open_checkpoint
 
@@ -18,6 +18,8 @@ def original_activations(directory: Path, tokens_BT: np.ndarray) -> dict[str, np
     except ImportError:
         raise UserError("transformers:PATH needs PyTorch: python -m pip install torch==2.13.0 '.[parity]'") from None
     found = open_checkpoint(directory)
+    if not found.cfg.causal:
+        raise UserError(f"transformers:{path_text(directory)} is an encoder; expected a model of the next token")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(directory), attn_implementation="eager", dtype=torch.float32, local_files_only=True, trust_remote_code=False
     ).train(False)

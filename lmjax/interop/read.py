@@ -21,6 +21,7 @@ from lmjax.errors import UserError, path_text
 from lmjax.interop.config_json import ConfigJson, read_config
 from lmjax.interop.families import family_of
 from lmjax.interop.family import Family
+from lmjax.interop.labels import labels_of
 from lmjax.interop.mapping import Entry, Sizes, check_names, expand, sizes
 from lmjax.interop.tensor_files import Tensor, open_tensors
 from lmjax.models.config import ModelConfig
@@ -34,7 +35,7 @@ LAYERS_LIMIT = 10_000
 class Checkpoint:
     """A directory whose config.json and tensors fit together; no tensor has been read yet. tensors: by the family's
     name. notes: what a user should know of how it was read. start: the id that the decoder of an encoder-decoder
-    begins with."""
+    begins with. labels: of a model that labels texts, their names."""
 
     directory: Path
     family: Family
@@ -42,6 +43,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     notes: list[str]
     start: int | None = None
+    labels: tuple[str, ...] | None = None
 
     @property
     def sizes(self) -> Sizes:
@@ -62,11 +64,14 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     tensors = _canonical(family, open_tensors(directory), directory)
     _drop_copies(family, tensors, directory)
     cfg = family.with_parts(cfg, lambda _, tensor: tensor in tensors)
-    cfg, note = _output_embedding(family, cfg, tensors)
+    labels = labels_of(config, family.labels, tensors)
+    if labels is None:
+        cfg, note = _output_embedding(family, cfg, tensors)
+    else:
+        cfg, note = family.labelling(cfg, len(labels)), _drop_other_heads(family, tensors)
     notes += [note] if note else []
-    checkpoint = Checkpoint(
-        directory, family, cfg, tensors, notes, _start(config, cfg.vocab) if cfg.encoder_layers else None
-    )
+    start = _start(config, cfg.vocab) if cfg.encoder_layers else None
+    checkpoint = Checkpoint(directory, family, cfg, tensors, notes, start, labels)
     check_names(tensors, family.all_entries(cfg), cfg, checkpoint.sizes, path_text(directory))
     return checkpoint
 
@@ -96,6 +101,14 @@ def _drop_copies(family: Family, tensors: dict[str, Tensor], directory: Path) ->
         own = tensors.setdefault(family.embedding, copy)
         if own is not copy and (own.shape != copy.shape or not _equal(own, copy)):
             raise UserError(f"{path_text(directory)}: {name} differs from the embedding, {own.name}")
+
+
+def _drop_other_heads(family: Family, tensors: dict[str, Tensor]) -> str | None:
+    """What predicts tokens, and a pooler that is not before the labels, have no use beside labels."""
+    others = (family.head, *family.heads, "pooler.")
+    own = () if family.labels.pooler is None else (f"{family.labels.pooler}.",)
+    dropped = [tensors.pop(name).name for name in list(tensors) if name.startswith(others) and not name.startswith(own)]
+    return f"not read, since the model labels texts: {', '.join(dropped)}" if dropped else None
 
 
 def _start(config: ConfigJson, vocab: int) -> int:

@@ -16,22 +16,26 @@ from lmjax.tokenizers import (
     Tokenizer,
 )
 from lmjax.tokenizers.byte_level import byte_letters
+from lmjax.tokenizers.passages import MASKS
 
 SPACE = "\u2581"
 # our own field of tokenizer_config.json: EOS ends a document. Theirs can say that only by ending prompts too
 DOCUMENT_EOS = "document_eos"
 
 
-def hugging_face_files(tokenizer: Tokenizer, *, whole: bool = False) -> dict[str, bytes]:
+def hugging_face_files(
+    tokenizer: Tokenizer, *, whole: bool = False, pad: int | None = None, types: bool = False
+) -> dict[str, bytes]:
     """The contents of the files by name. whole: every text that is read is a whole document, as an encoder's source is.
-    Raises UserError where tokenizer.json cannot say what the tokenizer does."""
+    pad: the id that fills up a batch. types: whether the model is told which of two texts a token is in. Raises
+    UserError where tokenizer.json cannot say what the tokenizer does."""
     match tokenizer:
         case HuggingFaceTokenizer():
             built = _parsed(tokenizer.files["tokenizer.json"].decode())
         case ByteTokenizer():
-            built = _bytes()
+            built = _bytes(tokenizer.policy.mask)
         case CharacterTokenizer():
-            built = _characters(tokenizer.characters)
+            built = _characters(tokenizer.characters, tokenizer.policy.mask)
         case SentencePieceTokenizer():
             built = _sentencepiece(tokenizer)
         case _:
@@ -40,11 +44,15 @@ def hugging_face_files(tokenizer: Tokenizer, *, whole: bool = False) -> dict[str
     controls = {
         "bos_token": policy.bos,
         "eos_token": policy.eos if policy.eos is not None else next(iter(policy.stops), None),
+        "mask_token": policy.mask,
+        "pad_token": pad,
     }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "model_max_length": 10**9,
     }  # fmt: skip
+    if types:
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     if tokenizer.chat is not None:
         settings |= {**tokenizer.chat.names, "chat_template": tokenizer.chat.template}
     settings |= {key: built.id_to_token(index) for key, index in controls.items() if index is not None}
@@ -72,8 +80,9 @@ def _around(built, bos: int | None, eos: int | None):
 
     before, after = ([] if index is None else [built.id_to_token(index)] for index in (bos, eos))
     tokens = {index: built.id_to_token(index) for index in (bos, eos) if index is not None}
+    pair = [*before, "$A", *after, "$B:1", *(f"{token}:1" for token in after)]
     return TemplateProcessing(
-        single=[*before, "$A", *after], special_tokens=[(token, index) for index, token in tokens.items()]
+        single=[*before, "$A", *after], pair=pair, special_tokens=[(token, index) for index, token in tokens.items()]
     )
 
 
@@ -84,26 +93,27 @@ def _with_controls(built, names: list[str]):
     return built
 
 
-def _bytes():
-    """Each byte its own token, with the byte's number; then BOS and EOS."""
+def _bytes(mask: int | None):
+    """Each byte its own token, with the byte's number; then BOS and EOS, and the mask where there is one."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
     letters = byte_letters()
-    vocab = {letters[byte]: byte for byte in range(256)} | {"<s>": 256, "</s>": 257}
+    controls = ["<s>", "</s>", *([] if mask is None else [MASKS[0]])]
+    vocab = {letters[byte]: byte for byte in range(256)} | {name: 256 + i for i, name in enumerate(controls)}
     built = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     built.decoder = decoders.ByteLevel()
-    return _with_controls(built, ["<s>", "</s>"])
+    return _with_controls(built, controls)
 
 
-def _characters(characters: str):
+def _characters(characters: str, mask: int | None):
     import tokenizers
     from tokenizers import decoders, models
 
     built = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(characters)}, merges=[]))
     built.decoder = decoders.Fuse()
-    return built
+    return built if mask is None else _with_controls(built, [MASKS[0]])
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer):

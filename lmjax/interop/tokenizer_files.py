@@ -41,8 +41,9 @@ def of_directory(directory: Path) -> Tokenizer | None:
             continue
         bos, eos = (settings.get(f"add_{token}_token", default == token) is True for token in ("bos", "eos"))
         bare = sentencepiece_tokenizer(file.read_bytes(), bos=bos, eos=eos, where=path_text(file))
-        end = bare.control_ids()["eos"]
-        policy = Policy(bos=bare.policy.bos, eos=bare.policy.eos, other_stops=stops or ((end,) if end >= 0 else ()))
+        ids = {name: index if index >= 0 else None for name, index in bare.control_ids().items()}
+        ends = () if ids["eos"] is None else (ids["eos"],)
+        policy = Policy(bos=bare.policy.bos, eos=bare.policy.eos, other_stops=stops or ends, mask=ids["mask"])
         return SentencePieceTokenizer(bare.model, policy)
     return None
 
@@ -51,7 +52,8 @@ def named_controls(directory: Path, tokenizer: Tokenizer) -> dict[str, int | Non
     """The ids of bos and eos by the names in a Hugging Face directory's files, whether they stand around texts or not;
     None for what has no name. Empty where it is none."""
     if isinstance(tokenizer, SentencePieceTokenizer):
-        return {name: index if index >= 0 else None for name, index in tokenizer.control_ids().items()}
+        ids = tokenizer.control_ids()
+        return {name: ids[name] if ids[name] >= 0 else None for name in ("bos", "eos")}
     if not isinstance(tokenizer, HuggingFaceTokenizer) or not directory.is_dir():
         return {}
     settings = _json(directory / "tokenizer_config.json")
@@ -74,6 +76,7 @@ def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ..
     if not stops and named["eos"] is not None:
         stops = (named["eos"],)
     policy = {"bos": next(iter(before), None), "eos": next(iter(after), None)}
+    mask = _named(bare, settings, "mask")
     for name in policy:
         # what the settings say counts more than what tokenizer.json puts there, as in transformers 5
         asked = settings.get(f"add_{name}_token")
@@ -81,11 +84,12 @@ def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ..
             policy[name] = named[name] if asked else None
     if settings.get(DOCUMENT_EOS) is True:
         policy["eos"] = named["eos"]
+    policy["mask"] = bare.mask_id() if mask is None else mask
     return HuggingFaceTokenizer(serialised, Policy(**policy, other_stops=stops), chat_of(file.parent))
 
 
 def _named(tokenizer: HuggingFaceTokenizer, settings: dict, name: str) -> int | None:
-    """The id of bos_token or eos_token."""
+    """The id of bos_token, eos_token or mask_token."""
     token = settings.get(f"{name}_token")
     token = token.get("content") if isinstance(token, dict) else token
     return tokenizer.id_of(token) if isinstance(token, str) else None

@@ -53,7 +53,7 @@ def _capture(cfg: ModelConfig, shape: tuple[int, int], apart: bool):
     def run(params, tokens_BT):
         positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
         hidden_BTD, sites = transformer.captured(cfg, params, tokens_BT, positions_BT)
-        sites["logits"] = transformer.logits(transformer.unembedding(cfg, params), hidden_BTD, cfg.logit_cap)
+        sites["logits"] = transformer.masked_logits(cfg, params, hidden_BTD)
         names[:] = sites
         return [x.reshape(*shape, -1).astype(jnp.float32) for x in sites.values()]
 

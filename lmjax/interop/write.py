@@ -13,6 +13,7 @@ from lmjax.cache import built_whole
 from lmjax.errors import UserError, path_text
 from lmjax.interop.families import family_for
 from lmjax.interop.family import Family
+from lmjax.interop.labels import labels_json
 from lmjax.interop.mapping import Entry, expand, sizes
 from lmjax.interop.tensor_files import write_tensors
 from lmjax.interop.tokenizer_export import hugging_face_files
@@ -27,15 +28,17 @@ SHARD_LIMIT = 5_000_000_000
 
 def export(
     cfg: ModelConfig, params: dict, tokenizer: Tokenizer | None, directory: Path, *, dtype: str = "float32",
-    shard_limit: int = SHARD_LIMIT, start: int | None = None,
+    shard_limit: int = SHARD_LIMIT, start: int | None = None, labels: tuple[str, ...] | None = None,
 ) -> Family:  # fmt: skip
     """Write config.json, safetensors and the tokenizer's files; the family that was found to say this model. A
     vocabulary that was filled up is cut to the tokenizer's. dtype: other than float32 rounds to nearest even.
-    start: the id that the decoder of an encoder-decoder begins with; None: 0.
+    start: the id that the decoder of an encoder-decoder begins with; None: 0. labels: what the model's outputs are
+    (`labels.written`); None: it has none.
 
     Raises UserError where no family says the model, or the directory is not empty; nothing is left half-written.
     """
     require_empty(directory)
+    assert cfg.outputs == len(labels or ()), (cfg.outputs, labels)
     family, said = family_for(cfg)
     vocab = cfg.vocab if tokenizer is None else tokenizer.vocab_size
     lengths = sizes(said, vocab)
@@ -65,7 +68,7 @@ def export(
         )
     with in_place_of_empty(directory) as scratch:
         write_tensors(scratch, tensors, shard_limit)
-        for name, content in _texts(family, said, tokenizer, vocab, dtype, start or 0).items():
+        for name, content in _texts(family, said, tokenizer, vocab, dtype, start or 0, labels).items():
             (scratch / name).write_bytes(content)
     return family
 
@@ -96,8 +99,9 @@ def _leaf(leaves: dict[str, jax.Array], path: str, place: tuple[int, ...]) -> np
 
 
 def _texts(
-    family: Family, cfg: ModelConfig, tokenizer: Tokenizer | None, vocab: int, dtype: str, start: int
-) -> dict[str, bytes]:
+    family: Family, cfg: ModelConfig, tokenizer: Tokenizer | None, vocab: int, dtype: str, start: int,
+    labels: tuple[str, ...] | None,
+) -> dict[str, bytes]:  # fmt: skip
     ids = {"bos_token_id": None, "eos_token_id": None}
     if tokenizer is not None:
         # who generates with the files must know where an answer ends
@@ -108,11 +112,23 @@ def _texts(
     if cfg.encoder_layers:
         # transformers pads the decoder's inputs with what they begin with
         pad, ids = start, ids | {"decoder_start_token_id": start, "pad_token_id": start}
+    if getattr(cfg.positions, "offset", 0) and cfg.positions.offset - 1 in ids.values():
+        raise UserError(
+            f"export: positions begin at {cfg.positions.offset}, so {family.model_type} takes the id before that for "
+            "padding, and it is the tokenizer's BOS or EOS"
+        )
+    if not cfg.encoder_layers and labels is not None and tokenizer is not None:
+        # of a causal model transformers labels the last token that is not the padding, and BOS never is the last
+        pad = tokenizer.policy.bos
     config = {
         "architectures": [family.architecture_of(cfg)], "model_type": family.model_type, "pad_token_id": pad,
-        **family.write(cfg), "vocab_size": vocab, "torch_dtype": dtype, **ids,
+        **family.write(cfg), "vocab_size": vocab, "torch_dtype": dtype, **ids, **labels_json(labels),
     }  # fmt: skip
     files = {"config.json": config, "generation_config.json": ids}
     texts = {name: (json.dumps(values, indent=2) + "\n").encode() for name, values in files.items()}
-    whole = cfg.encoder_layers > 0
-    return texts | ({} if tokenizer is None else hugging_face_files(tokenizer, whole=whole))
+    if tokenizer is None:
+        return texts
+    if labels is None:
+        return texts | hugging_face_files(tokenizer, whole=cfg.encoder_layers > 0)
+    # a text that has a label ends as documents do
+    return texts | hugging_face_files(tokenizer, whole=True, pad=config["pad_token_id"], types=cfg.token_types > 1)

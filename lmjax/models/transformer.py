@@ -243,9 +243,18 @@ def unembedding(cfg: ModelConfig, params) -> jax.Array | Packed:
 
 
 def masked_logits(cfg: ModelConfig, params, hidden_BTD: jax.Array) -> jax.Array:
-    """(..., V) in float32: the log-probabilities of the token that stands there, up to a constant (cfg.masked_head)."""
-    x, bias_V = MaskedHead(cfg).apply({"params": params["masked_head"]}, hidden_BTD)
-    return logits(unembedding(cfg, params), x, None) + bias_V
+    """(..., V) in float32: the log-probabilities of the token that stands there, up to a constant; by way of the masked
+    head, where there is one."""
+    x, bias_V = before_unembedding(cfg, params, hidden_BTD)
+    raw_V = logits(unembedding(cfg, params), x, None)
+    return capped(raw_V, cfg.logit_cap) if bias_V is None else raw_V + bias_V
+
+
+def before_unembedding(cfg: ModelConfig, params, hidden: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """(..., D) by way of the masked head, and what is added to the logits (V,); without that head hidden and None."""
+    if not cfg.masked_head:
+        return hidden, None
+    return MaskedHead(cfg).apply({"params": params["masked_head"]}, hidden)
 
 
 def pooled(cfg: ModelConfig, params, hidden_BTD: jax.Array) -> jax.Array:

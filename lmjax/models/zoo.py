@@ -26,6 +26,12 @@ LLAMA = {
     "3-70b": (80, 8192, 64, 8, 28672, 128_256, 8192, 500_000.0),
 }
 
+# layers, width, heads: arXiv:1810.04805, section 3; the small ones arXiv:1908.08962, table 1
+BERT = {
+    "tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8), "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}  # fmt: skip
+
 # width, feed-forward width, heads, dropout: arXiv:1706.03762, table 3
 TRANSFORMER_2017 = {"base": (512, 2048, 8, 0.1), "big": (1024, 4096, 16, 0.3)}
 
@@ -78,6 +84,28 @@ def nanogpt(**changes) -> ModelConfig:
         feedforward=Dense(activation="gelu", bias=False), positions=Learned(), norm=LayerNorm(bias=False), bias=False,
     )  # fmt: skip
     return replace(cfg, **changes)
+
+
+def bert(size: str, **changes) -> ModelConfig:
+    """BERT (arXiv:1810.04805), uncased: norms behind, learned positions, two types of tokens, GELU, both heads. Sizes:
+    see BERT."""
+    layers, width, heads = BERT[size]
+    cfg = ModelConfig(
+        layers=layers, width=width, heads=heads, context=512, vocab=30_522, feedforward=Dense(activation="gelu"),
+        positions=Learned(), norm=LayerNorm(epsilon=1e-12), causal=False, norm_first=False, embedding_norm=True,
+        token_types=2, masked_head="gelu", pooler=True, dropout=0.1,
+    )  # fmt: skip
+    return replace(cfg, **changes)
+
+
+def roberta(size: str, **changes) -> ModelConfig:
+    """RoBERTa (arXiv:1907.11692): BERT of one type of tokens, another vocabulary and no second task. Sizes: "base" and
+    "large" of BERT."""
+    fields = {
+        "vocab": 50_265, "positions": Learned(offset=2), "norm": LayerNorm(epsilon=1e-5), "token_types": 1,
+        "pooler": False,
+    }  # fmt: skip
+    return bert(size, **fields | changes)
 
 
 def transformer_2017(size: str, **changes) -> ModelConfig:

@@ -67,7 +67,7 @@ def abstract_batch(experiment: Experiment, mesh) -> Batch:
 
     task, ids = experiment.task, field(experiment.length)
     return Batch(
-        tokens_BT=ids, positions_BT=ids, segments_BT=ids if experiment.apart else None, targets_BT=ids,
+        tokens_BT=ids, positions_BT=ids, segments_BT=ids if experiment.segmented else None, targets_BT=ids,
         weights_BT=field(experiment.length, jnp.float32), types_BT=ids if task.has_types else None,
         source=SourceBatch(*3 * [field(experiment.source_length)]) if experiment.model.encoder_layers else None,
         reference_BT=field(experiment.length, jnp.float32) if isinstance(task, Preferences) else None,

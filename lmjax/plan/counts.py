@@ -8,6 +8,7 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Dense, Experts
 from lmjax.models.lora import is_table
 from lmjax.models.transformer import abstract_params
+from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.trained import parts
 from lmjax.trees import named_leaves
 
@@ -92,6 +93,16 @@ def passed_by(experiment: Experiment) -> float:
     return total
 
 
+def unpredicted(experiment: Experiment) -> float:
+    """The parameters of the head and the unembedding that a token in the mean is not multiplied by, as the task
+    predicts some places of a row alone."""
+    cfg, task = experiment.model, experiment.task
+    if not isinstance(task, MaskedLM):
+        return 0.0
+    head = sum(math.prod(leaf.shape) for path, leaf in named_leaves(abstract_params(cfg)) if "masked_head/" in path)
+    return (1 - task.count(experiment.length) / experiment.length) * (cfg.vocab * cfg.width + head)
+
+
 def graded_share(experiment: Experiment) -> float:
     """Of all parameters those of which a gradient is taken."""
     which = parts(experiment)
@@ -101,8 +112,10 @@ def graded_share(experiment: Experiment) -> float:
 
 
 def trained_flops_per_token(experiment: Experiment) -> float:
-    """`flops_per_token` without the gradients that freezing saves: 2 for each parameter that is passed by."""
-    return flops_per_token(experiment.model_of_rows, experiment.source_length) - 2 * passed_by(experiment)
+    """`flops_per_token` without the gradients that freezing saves, 2 for each parameter that is passed by, and without
+    what is not predicted, 6 for each parameter."""
+    whole = flops_per_token(experiment.model_of_rows, experiment.source_length)
+    return whole - 2 * passed_by(experiment) - 6 * unpredicted(experiment)
 
 
 @dataclass(frozen=True)

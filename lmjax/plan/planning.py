@@ -9,7 +9,7 @@ from lmjax.plan.compiled import Figures, Sizes, TooLarge, compile_train_step, pl
 from lmjax.plan.devices import Topology
 from lmjax.plan.memory import temporaries
 from lmjax.plan.roofline import Roofline, counted_collectives, roofline
-from lmjax.tokenizers import Bytes, ByteTokenizer, SentencePiece
+from lmjax.tokenizers import Bytes, SentencePiece
 from lmjax.train.step import kernel
 
 
@@ -63,8 +63,8 @@ def with_known_vocab(experiment: Experiment) -> Experiment:
     if experiment.model.vocab is not None:
         return experiment
     match experiment.tokenizer:
-        case Bytes():
-            return experiment.with_vocab(ByteTokenizer.vocab_size)
+        case Bytes() as settings:
+            return experiment.with_vocab(settings.build(list).vocab_size)
         case SentencePiece(path=None, vocab_size=size):
             return experiment.with_vocab(size)
     kind = type(experiment.tokenizer).__name__

@@ -67,7 +67,7 @@ def changes(tight: Plan) -> Iterator[tuple[tuple[str, ...], Experiment]]:
         yield ("optimizer_memory=host",), replace(experiment, optimizer_memory="host")
     with jax.set_mesh(tight.mesh):
         chunk = experiment.loss_chunk()
-    if chunk % 4 == 0 and chunk > 64 and hasattr(experiment.task, "loss_chunk"):
+    if hasattr(experiment.task, "loss_chunk") and chunk % 4 == 0 and chunk > 64:
         yield (
             (f"task.loss_chunk={chunk // 4}",),
             replace(experiment, task=replace(experiment.task, loss_chunk=chunk // 4)),

@@ -14,6 +14,7 @@ from lmjax.plan.counts import (
     params_by_part,
     passed_by,
     trained_flops_per_token,
+    unpredicted,
     work_per_token,
 )
 from lmjax.plan.devices import Device, Topology
@@ -38,13 +39,13 @@ class Roofline:
 
 
 def roofline(experiment: Experiment, topology: Topology, mesh, size: Sizes, found: dict[Collective, int]) -> Roofline:
-    """compute: `work_per_token`, less what freezing saves, at the peak rate, on the busiest device; memory: see
-    `memory_traffic`; wires: the bytes of each collective over the links that its group has."""
+    """compute: `work_per_token`, less what freezing saves and what is not predicted, at the peak rate, on the busiest
+    device; memory: see `memory_traffic`; wires: the bytes of each collective over the links that its group has."""
     cfg, device, devices = experiment.model_of_rows, topology.device, topology.count
     tokens = experiment.batch_size * cfg.context / devices
     work, parts = work_per_token(cfg, experiment.source_length), mesh.shape["sequence"]
     # the device with the end of each row sees nearly all keys before it, twice the mean
-    flops = work.total + work.attention * (1 - 1 / parts) - 2 * passed_by(experiment)
+    flops = work.total + work.attention * (1 - 1 / parts) - 2 * passed_by(experiment) - 6 * unpredicted(experiment)
     peak = device.peak if cfg.dtype == "bfloat16" else device.peak32
     return Roofline(
         compute=tokens * flops / peak,

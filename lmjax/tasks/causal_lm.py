@@ -21,6 +21,7 @@ class NextToken:
     loss_chunk: Chunk = "auto"
 
     on_records: ClassVar[bool] = False
+    ahead: ClassVar[int] = 1
     has_types: ClassVar[bool] = False
     outputs: ClassVar[int] = 0
 

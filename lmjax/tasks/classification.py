@@ -29,7 +29,9 @@ class Classification:
     text, second, label: names of the fields; second: of the other text of a pair. labels: None takes those of the
     training records, sorted. pooling: which vector: that of the first token (BERT, section 4.1), of the last (GPT,
     section 3.2), or the mean of all; None: "last" of a causal model, else "first". too_long: what becomes of a text
-    that is longer than a row: an error, or its beginning is read.
+    that is longer than a row: an error, or its beginning is read. token_dropout: with this probability training
+    leaves out each token but the one at whose place the label is predicted (arXiv:1511.06349, section 3.1.2, and
+    Iyyer et al. 2015, section 2.3: drawn anew at every step).
     """
 
     text: str = "text"
@@ -39,11 +41,14 @@ class Classification:
     pooling: Pooling | None = None
     too_long: Literal["error", "cut"] = "error"
     label_smoothing: float = 0.0
+    token_dropout: float = 0.0
 
     on_records: ClassVar[bool] = True
 
     def __post_init__(self):
         check_loss(self.label_smoothing)
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(f"token_dropout is {self.token_dropout}; expected a number from 0 to below 1")
         if self.labels is not None and (len(set(self.labels)) != len(self.labels) or len(self.labels) < 2):
             raise ValueError(f"labels are {self.labels}; expected two or more different ones")
 
@@ -126,9 +131,10 @@ class Classification:
 
     def place(self, cfg: ModelConfig, length: int) -> int:
         """Of a text with so many tokens, where its label is predicted."""
-        return length - 1 if self._pooling(cfg) == "last" else 0
+        return length - 1 if self.pooling_of(cfg) == "last" else 0
 
-    def _pooling(self, cfg: ModelConfig) -> Pooling:
+    def pooling_of(self, cfg: ModelConfig) -> Pooling:
+        """Of this model."""
         return self.pooling or ("last" if cfg.causal else "first")
 
     def change(self, tokenizer: Tokenizer, seed: int) -> None:
@@ -136,6 +142,9 @@ class Classification:
 
     def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
         """With dropout and smoothing where they are asked for."""
+        if self.token_dropout:
+            # the masks of the model's own dropout must not be the same ones
+            batch = without_tokens(batch, self.token_dropout, jax.random.fold_in(dropout_key, 1))
         hidden_BTD, _ = transformer.trained(
             cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, types_BT=batch.types_BT,
             dropout_key=dropout_key if cfg.dropout else None,
@@ -158,9 +167,15 @@ class Classification:
         return self._logits(cfg, params, batch, hidden_BTD)
 
     def _logits(self, cfg: ModelConfig, params, batch: Batch, hidden_BTD) -> jax.Array:
-        if self._pooling(cfg) == "mean":
+        if self.pooling_of(cfg) == "mean":
             hidden_BTD = segment_means(hidden_BTD, batch.segments_BT)
         return transformer.outputs(cfg, params, hidden_BTD)
+
+
+def without_tokens(batch: Batch, share: float, key: jax.Array) -> Batch:
+    """A batch in which some tokens are padding: this share of those at places that predict nothing."""
+    kept_BT = jax.random.bernoulli(key, 1 - share, batch.tokens_BT.shape) | (batch.weights_BT > 0)
+    return replace(batch, segments_BT=jnp.where(kept_BT, batch.segments_BT, 0))
 
 
 def segment_means(hidden_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:

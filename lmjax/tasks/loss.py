@@ -64,7 +64,9 @@ def with_routing(loss: Loss, routing, ff) -> Loss:
     return replace(loss, routed=Routed(*sums))
 
 
-def cross_entropy(logits_V, targets, weights, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
+def cross_entropy(
+    logits_V, targets, weights, *, label_smoothing: float = 0.0, z_loss: float = 0.0, count_correct: bool = False
+) -> Loss:
     """-log softmax(logits)[target], for logits (..., V) in float32 and targets, weights (...).
 
     label_smoothing: this share of the target's probability is spread over the whole vocabulary
@@ -78,7 +80,8 @@ def cross_entropy(logits_V, targets, weights, *, label_smoothing: float = 0.0, z
         nats = log_z - (1 - label_smoothing) * target - label_smoothing * logits_V.mean(axis=-1)
     if z_loss:
         nats = nats + z_loss * log_z**2
-    return Loss(jnp.sum(nats * weights), jnp.sum(weights))
+    correct = jnp.sum((jnp.argmax(logits_V, axis=-1) == targets) * weights) if count_correct else None
+    return Loss(jnp.sum(nats * weights), jnp.sum(weights), correct=correct)
 
 
 def check_loss(label_smoothing: float = 0.0, chunk: Chunk = None) -> None:
@@ -118,15 +121,21 @@ def loss_chunk(rows: int, length: int, vocab: int, sizes: dict[str, int]) -> int
 
 
 def vocabulary_loss(
-    hidden_BTD, matrix_VD, targets_BT, weights_BT, *, chunk: int | None, cap: float | None = None, **kind
+    hidden_BTD, matrix_VD, targets_BT, weights_BT, *, chunk: int | None, cap: float | None = None, bias_V=None, **kind
 ) -> Loss:
-    """`cross_entropy` of hidden @ matrix^T. chunk: places in each row whose logits exist at one time, in the
+    """`cross_entropy` of hidden @ matrix^T + bias. chunk: places in each row whose logits exist at one time, in the
     backward pass too; it must divide T. None: all of them. cap: on the logits. By chunks there is no
     gradient of the weights."""
     if chunk is not None and chunk < targets_BT.shape[1]:
-        return _by_chunks((chunk, cap, tuple(kind.items())), hidden_BTD, matrix_VD, targets_BT, weights_BT)
-    logits_V = constrain(logits(matrix_VD, hidden_BTD, cap), "batch", "length", "vocab")
-    return cross_entropy(logits_V, targets_BT, weights_BT, **kind)
+        return _by_chunks((chunk, cap, tuple(kind.items())), hidden_BTD, (matrix_VD, bias_V), targets_BT, weights_BT)
+    raw_BTV = constrain(_raw(matrix_VD, bias_V, hidden_BTD), "batch", "length", "vocab")
+    return cross_entropy(capped(raw_BTV, cap), targets_BT, weights_BT, **kind)
+
+
+def _raw(matrix_VD, bias_V, hidden: jax.Array) -> jax.Array:
+    """(..., V), not capped. bias_V: None where there is none."""
+    raw_V = logits(matrix_VD, hidden, None)
+    return raw_V if bias_V is None else raw_V + bias_V
 
 
 def log_probabilities(hidden_BTD, matrix_VD, targets_BT, *, chunk: int | None, cap: float | None = None) -> jax.Array:
@@ -148,21 +157,22 @@ def log_probabilities(hidden_BTD, matrix_VD, targets_BT, *, chunk: int | None, c
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_chunks(setting, hidden_BTD, matrix_VD, targets_BT, weights_BT) -> Loss:
-    """setting: (chunk, cap, the kind of cross-entropy). Where a gradient is asked for it is computed beside the loss,
-    chunk by chunk, so that no product is computed twice (as in Liger Kernel, arXiv:2410.10989, section 3.2)."""
+def _by_chunks(setting, hidden_BTD, output, targets_BT, weights_BT) -> Loss:
+    """setting: (chunk, cap, the kind of cross-entropy). output: (matrix_VD, bias_V). Where a gradient is wanted it is
+    computed beside the loss, chunk by chunk, so that no product is computed twice (as in Liger Kernel,
+    arXiv:2410.10989, section 3.2)."""
     chunk, cap, kind = setting
-    matrix_VD = _whole_rows(matrix_VD, hidden_BTD.dtype)
+    matrix_VD, bias_V = _whole_rows(output[0], hidden_BTD.dtype), output[1]
 
     def add(sums, piece):
-        return jax.tree.map(jnp.add, sums, _part(cap, kind, matrix_VD, *piece)), None
+        return jax.tree.map(jnp.add, sums, _part(cap, kind, matrix_VD, bias_V, *piece)), None
 
     pieces = tuple(_chunks(x, chunk) for x in (hidden_BTD, targets_BT, weights_BT))
-    return jax.lax.scan(add, Loss(jnp.zeros(()), jnp.zeros(())), pieces)[0]
+    return jax.lax.scan(add, _nothing(kind), pieces)[0]
 
 
-def _by_chunks_forward(setting, hidden_BTD, matrix_VD, targets_BT, weights_BT):
-    chunk, cap, kind = setting
+def _by_chunks_forward(setting, hidden_BTD, output, targets_BT, weights_BT):
+    (chunk, cap, kind), (matrix_VD, bias_V) = setting, output
     whole_VD = _whole_rows(matrix_VD, hidden_BTD.dtype)
     # P x Q parts of rows and places, one on each device, have sums of their own, which are added after the last chunk:
     # of one sum XLA adds the devices' parts at every chunk
@@ -173,38 +183,46 @@ def _by_chunks_forward(setting, hidden_BTD, matrix_VD, targets_BT, weights_BT):
         return constrain(x_BCI.reshape(P, B // P, Q, C // Q, I), "batch", None, "length", None, name)
 
     def add(sums, piece):
-        sum_loss, sum_PQVD = sums
+        sum_loss, sum_PQVD, sum_V = sums
         hidden_BCD, targets_BC, weights_BC = piece
-        raw_BCV = constrain(logits(whole_VD, hidden_BCD, None), "batch", "length", "vocab")
+        raw_BCV = constrain(_raw(whole_VD, bias_V, hidden_BCD), "batch", "length", "vocab")
         _, back, loss = jax.vjp(lambda x: _of_logits(cap, kind, x, targets_BC, weights_BC), raw_BCV, has_aux=True)
-        d_BCV = back(jnp.ones(()))[0].astype(hidden_BCD.dtype)
+        (d_raw_BCV,) = back(jnp.ones(()))
+        sum_V = None if bias_V is None else sum_V + d_raw_BCV.sum((0, 1))
+        d_BCV = d_raw_BCV.astype(hidden_BCD.dtype)
         d_BCD = jnp.einsum("BCV,VD->BCD", d_BCV, whole_VD)
         by_device = (split(d_BCV, "vocab"), split(hidden_BCD, "embed"))
         d_PQVD = jnp.einsum("PBQCV,PBQCD->PQVD", *by_device, preferred_element_type=jnp.float32)
         sum_PQVD = constrain(sum_PQVD + d_PQVD, "batch", "length", "vocab", None)
-        return (jax.tree.map(jnp.add, sum_loss, loss), sum_PQVD), constrain(d_BCD, "batch", "length", "embed")
+        return (jax.tree.map(jnp.add, sum_loss, loss), sum_PQVD, sum_V), constrain(d_BCD, "batch", "length", "embed")
 
     pieces = tuple(_chunks(x, chunk) for x in (hidden_BTD, targets_BT, weights_BT))
     zeros_PQVD = jnp.zeros((P, Q, *matrix_VD.shape), jnp.float32)
     zeros_PQVD = constrain(zeros_PQVD, "batch", "length", "vocab", None)
-    (loss, d_PQVD), d_NBCD = jax.lax.scan(add, (Loss(jnp.zeros(()), jnp.zeros(())), zeros_PQVD), pieces)
+    zeros_V = None if bias_V is None else jnp.zeros(bias_V.shape)
+    (loss, d_PQVD, d_V), d_NBCD = jax.lax.scan(add, (_nothing(kind), zeros_PQVD, zeros_V), pieces)
     # the matrix is a float32 parameter, and so is its gradient
     d_VD = constrain(d_PQVD.sum((0, 1)).astype(matrix_VD.dtype), "vocab", "embed")
     # without the barrier XLA keeps every device's whole sum until after the backward pass of the blocks
     d_NBCD, d_VD = jax.lax.optimization_barrier((d_NBCD, d_VD))
-    return loss, (jnp.moveaxis(d_NBCD, 0, 2).reshape(hidden_BTD.shape), d_VD)
+    return loss, (jnp.moveaxis(d_NBCD, 0, 2).reshape(hidden_BTD.shape), (d_VD, d_V))
 
 
 def _by_chunks_backward(setting, saved, d_loss: Loss):
-    d_BTD, d_VD = saved
-    return d_BTD * d_loss.total.astype(d_BTD.dtype), d_VD * d_loss.total.astype(d_VD.dtype), None, None
+    d_BTD, d_output = jax.tree.map(lambda d: d * d_loss.total.astype(d.dtype), saved)
+    return d_BTD, d_output, None, None
 
 
 _by_chunks.defvjp(_by_chunks_forward, _by_chunks_backward)
 
 
-def _part(cap, kind, matrix_VD, hidden_BCD, targets_BC, weights_BC) -> Loss:
-    raw_BCV = constrain(logits(matrix_VD, hidden_BCD, None), "batch", "length", "vocab")
+def _nothing(kind) -> Loss:
+    """Of no place, to add to."""
+    return Loss(*2 * [jnp.zeros(())], correct=jnp.zeros(()) if dict(kind).get("count_correct") else None)
+
+
+def _part(cap, kind, matrix_VD, bias_V, hidden_BCD, targets_BC, weights_BC) -> Loss:
+    raw_BCV = constrain(_raw(matrix_VD, bias_V, hidden_BCD), "batch", "length", "vocab")
     return _of_logits(cap, kind, raw_BCV, targets_BC, weights_BC)[1]
 
 

@@ -4,6 +4,9 @@ from collections.abc import Iterable
 
 from lmjax.errors import UserError
 
+# what files call the token that hides others: RoBERTa's and ours, BERT's
+MASKS = ("<mask>", "[MASK]")
+
 
 def passages(texts: Iterable[str], limit: int):
     """Passages of about 4,000 characters, until `limit` bytes are given; NUL is left out, which the trainer refuses."""
@@ -18,8 +21,9 @@ def passages(texts: Iterable[str], limit: int):
                 yield passage
 
 
-def trained_pieces(texts: Iterable[str], algorithm: str, vocab_size: int, sample_bytes: int) -> bytes:
-    """A serialised SentencePiece model. Raises UserError where there is too little text for it."""
+def trained_pieces(texts: Iterable[str], algorithm: str, vocab_size: int, sample_bytes: int, *, mask: bool) -> bytes:
+    """A serialised SentencePiece model. mask: whether it has a control token that hides others. Raises UserError where
+    there is too little text for it."""
     import io
 
     import sentencepiece
@@ -31,6 +35,7 @@ def trained_pieces(texts: Iterable[str], algorithm: str, vocab_size: int, sample
             model_writer=model,
             model_type=algorithm,
             vocab_size=vocab_size,
+            control_symbols=list(MASKS[: int(mask)]),
             # what follows makes decode(encode(text)) == text for every text
             byte_fallback=True,
             normalization_rule_name="identity",

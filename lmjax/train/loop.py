@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lmjax import checkpoint, configs, hosts, optim, trained, trees
+from lmjax import checkpoint, configs, hosts, inherited, optim, trained, trees
 from lmjax.checkpoint import Checkpoints
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
@@ -93,8 +93,8 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
     done, steps = int(state.step), experiment.steps
     made, loss_of = predict(experiment, mesh, screen.say), compile_loss(experiment)
     rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=steps))(np.arange(steps)))
-    change = experiment.task.change(prepared.tokenizer, experiment.seed)
-    samples = Samples(experiment, prepared.tokenizer)
+    evaluated, tokenizer = prepared.reading.held_out, prepared.tokenizer
+    samples = Samples(experiment, tokenizer, evaluated)
     best = hosts.by_first("best", lambda: checkpoint.best_loss(run.checkpoints))
     here = local_rows(mesh, experiment.batch_size)
     place = partial(place_batch, mesh=mesh, rows=experiment.batch_size)
@@ -114,7 +114,7 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
             if due(step, experiment.evaluate_every, steps):
                 report.settle()
                 model_params = trained.whole(experiment, state.params, frozen)
-                result = held_out(experiment, loss_of, model_params, prepared.reading.held_out, mesh, change)
+                result = held_out(experiment, loss_of, model_params, evaluated, mesh, tokenizer)
                 report.evaluation(step, result.metrics() | samples.scores(model_params))
                 run.upload()
             if due(step, experiment.sample_every, steps):
@@ -163,6 +163,8 @@ def resume(
     manifest, frozen = run.resumable(lambda text: screen.say(f"WARNING: {text}")), {}
     if manifest is None or experiment.adapter is not None:
         state, frozen = first_state(experiment, run, optimizer, mesh, begun=manifest is not None)
+    if manifest is None and experiment.init_from is not None:
+        screen.say(inherited.told(experiment))
     if manifest is not None:
         state, others = train_state.restored(
             experiment, optimizer, mesh, partial(checkpoint.restore, run.checkpoints, manifest)

@@ -64,6 +64,8 @@ def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] |
             experiment, tokenizer = fitting(experiment, tokenizer), speaking(experiment, tokenizer)
         experiment = starting(experiment, getattr(begun.task, "start", None) if begun else start_of(experiment))
     experiment = experiment.with_vocab(tokenizer.vocab_size)
+    # what the tokenizer lacks for the task is found before it reads the text
+    experiment.task.change(tokenizer, experiment.seed)
     read = reading.read(experiment, tokenizer, known)
     # a prompt that cannot be encoded is found now, not at the first sample
     prompt_ids(experiment.sampling.prompt, tokenizer)

@@ -45,22 +45,23 @@ def _windows(experiment: Experiment, tokenizer: Tokenizer, known: list[str] | No
     names = known or [None] * len(sources)
     stores = [open_store(source, tokenizer, name) for (source, _), name in zip(sources, names, strict=True)]
     streams = [store.stream("train") for store in stores]
-    length, apart = experiment.length, experiment.apart
+    length, ahead = experiment.length, experiment.task.ahead
+    kind = {"length": length, "apart": experiment.apart, "ahead": ahead}
     for stream, (source, _) in zip(streams, sources, strict=True):
-        if stream.size <= length:
+        if stream.size < length + ahead:
             raise UserError(
                 f"data.source {place(source)}: the training text has {stream.size} tokens; a window of "
-                f"{length} (model.context, or data.length) needs {length + 1}"
+                f"{length} (model.context, or data.length) needs {length + ahead}"
             )
     held_out = joined([store.stream("held_out") for store in stores])
-    if held_out.size < 2:
+    if held_out.size < 1 + ahead:
         raise UserError(
             f"data.source {', '.join(place(source) for source, _ in sources)}: nothing to evaluate, the held-out text "
             f"has {held_out.size} token(s); try a larger held_out.share, or --data.source.held_out=LastPart"
         )
-    rows = [(Windows(stream, length, apart), weight) for stream, (_, weight) in zip(streams, sources, strict=True)]
+    rows = [(Windows(stream, **kind), weight) for stream, (_, weight) in zip(streams, sources, strict=True)]
     fingerprints = [store.fingerprint for store in stores]
-    return Reading(rows, Windows(held_out, length, apart), fingerprints, _tokens(stores), _kept(stores))
+    return Reading(rows, Windows(held_out, **kind), fingerprints, _tokens(stores), _kept(stores))
 
 
 def _tokens(stores: list[Store]) -> dict[str, list[int]]:

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import jax
 
-from lmjax import configs
+from lmjax import configs, inherited
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
 from lmjax.interop import peft
 from lmjax.interop.family import normal
 from lmjax.interop.read import open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
-from lmjax.loaded import BASE, HUB, base_params, identity, is_peft, load_model, resolve
-from lmjax.models.config import ModelConfig
+from lmjax.loaded import BASE, HUB, base_params, identity, is_peft, params_at, resolve
 from lmjax.models.positions import Learned
 from lmjax.places import Place, is_url
 from lmjax.run_directory import RunDirectory
@@ -24,9 +23,9 @@ from lmjax.tokenizers import Tokenizer
 
 def fitting(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     """The experiment with the vocabulary of what it starts from. Raises UserError where its model computes something
-    else, or its tokenizer gives other ids."""
-    place = resolve(experiment.init_from)
-    cfg, theirs = _model_and_tokenizer(place)
+    else, the heads apart (`inherited`), or its tokenizer gives other ids."""
+    other = inherited.origin(experiment.init_from)
+    place, cfg, theirs = other.place, inherited.alike(experiment, other), _tokenizer(other.place)
     # rotary and sinusoidal positions have no parameters, so their context is free
     context = cfg.context if isinstance(cfg.positions, Learned) else experiment.model.context
     ours = replace(experiment.model, vocab=experiment.model.vocab or cfg.vocab)
@@ -40,12 +39,13 @@ def fitting(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
             f"init_from {path_text(place)} has another tokenizer; --tokenizer=HuggingFace --tokenizer.path=PATH (or "
             "SentencePiece, with the path of the .model file) takes it"
         )
+    inherited.check_trained(experiment, other)
     return experiment.with_vocab(max(tokenizer.vocab_size, cfg.vocab))
 
 
 def speaking(experiment: Experiment, tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the chat template of what training starts from, where it has none of its own."""
-    _, theirs = _model_and_tokenizer(resolve(experiment.init_from))
+    theirs = _tokenizer(resolve(experiment.init_from))
     if tokenizer.chat is not None or theirs is None:
         return tokenizer
     spoken = copy.copy(tokenizer)
@@ -60,10 +60,10 @@ def params_of(experiment: Experiment, run: RunDirectory, mesh: jax.sharding.Mesh
         params = base_params(run, experiment, mesh)
     else:
         found = identity(experiment.init_from) if experiment.needs_base else {"step": None}
-        params = load_model(experiment.init_from, found["step"], mesh=mesh).params
+        params = params_at(experiment.init_from, found["step"], mesh)
         if experiment.needs_base:
             run.write_json(BASE, found)
-    return jax.tree.map(jax.device_put, params, where)
+    return jax.tree.map(jax.device_put, inherited.completed(experiment, params, mesh), where)
 
 
 def rooted(experiment: Experiment) -> Experiment:
@@ -90,13 +90,10 @@ def starting(experiment: Experiment, start: int | None) -> Experiment:
     return replace(experiment, task=replace(task, start=start))
 
 
-def _model_and_tokenizer(place: Place) -> tuple[ModelConfig, Tokenizer | None]:
+def _tokenizer(place: Place) -> Tokenizer | None:
     if (place / "experiment.json").is_file():
-        run = RunDirectory(place)
-        return run.experiment().model, run.tokenizer()
-    if is_peft(place):
-        return _model_and_tokenizer(resolve(peft.base_of(place)))
-    return open_checkpoint(place).cfg, of_directory(place)
+        return RunDirectory(place).tokenizer()
+    return _tokenizer(resolve(peft.base_of(place))) if is_peft(place) else of_directory(place)
 
 
 def _ids(tokenizer: Tokenizer) -> list:

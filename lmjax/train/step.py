@@ -117,7 +117,8 @@ def check_split(experiment, mesh, *, here: bool = True) -> None:
         check_host_memory(experiment, mesh)
         quantised.check(experiment.model.products, mesh.devices.flat[0])
     quantised.check_package(experiment.model.products)
-    trained.parts(experiment)
+    # a head has the outputs of its task before their names are known
+    trained.parts(experiment.with_task(experiment.task))
     # the vocabulary may not be known yet, and need not divide
     train_state.param_shardings(replace(experiment.model, vocab=experiment.model.vocab or 1), mesh)
 
@@ -135,5 +136,5 @@ def check_host_memory(experiment, mesh: jax.sharding.Mesh) -> None:
 def kernel(experiment, mesh: jax.sharding.Mesh) -> tuple[attention.Kernel, str]:
     """The attention kernel that training on this mesh will use, and why. Raises UserError where it cannot."""
     with jax.set_mesh(mesh):
-        need = attention.need_of(experiment.model, apart=experiment.apart, length=experiment.length)
+        need = attention.need_of(experiment.model, apart=experiment.segmented, length=experiment.length)
     return attention.choose(experiment.model.kernel, need)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -86,3 +87,14 @@ def test_python_library_is_there_without_tests():
     assert "json/decoder.py" in names
     assert not any("/test/" in f"/{name}" or "site-packages" in name for name in names)
     assert sum(len(d.text) for d in documents) > 5_000_000
+
+
+def test_packages_of_the_python_library_are_those_that_are_named():
+    source = PythonLibrary(packages=("json", "argparse"), held_out=WholeDocuments(share=0.25))
+    source.check()
+    records = list(source.records())
+    assert {record.fields["package"] for record in records} == {"json", "argparse"}
+    of_all = {record.name: split for split, record in replace(source, packages=None).split_records()}
+    assert {record.name: split for split, record in source.split_records()}.items() <= of_all.items()
+    with pytest.raises(UserError, match="data.source.packages: no file of 'jsno' in this interpreter"):
+        PythonLibrary(packages=("json", "jsno")).check()

@@ -35,8 +35,9 @@ def score(rows, devices=1, *, apart=False, bos=False, cfg=CFG, texts=TEXTS):
     params = transformer.init_params(cfg, jax.random.key(0))
     mesh = build_mesh(Mesh(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        stream = stream_of(texts, Bytes(bos=bos).build(list))
-        return held_out(exp, compile_loss(exp), params, Windows(stream, exp.length, exp.apart), mesh)
+        tokenizer = Bytes(bos=bos).build(list)
+        read = Windows(stream_of(texts, tokenizer), exp.length, exp.apart)
+        return held_out(exp, compile_loss(exp), params, read, mesh, tokenizer)
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -6,15 +6,23 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import tokenizers as hf
 
 import lmjax
+import run as command_line
 from lmjax.errors import UserError
-from lmjax.interop.families import family_for
+from lmjax.interop.config_json import ConfigJson
+from lmjax.interop.families import family_for, family_of
 from lmjax.interop.family import normal
 from lmjax.interop.read import load_params, open_checkpoint
+from lmjax.interop.tokenizer_files import of_directory
 from lmjax.interop.write import export
-from lmjax.models import transformer
+from lmjax.models import transformer, zoo
 from lmjax.models.positions import Learned
+from lmjax.optim import AdamW, Cosine
+from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.tokenizers import HuggingFace
+from lmjax.train import loop
 from tests import tiny
 from tests.interop.directories import change_config, params_of
 from tests.interop.test_directories import assert_same, rewrite
@@ -91,7 +99,9 @@ def test_a_missing_tensor_of_a_head_is_named(tmp_path):
 
 def test_an_encoder_is_no_language_model(tmp_path):
     export(BERT, params_of(BERT), None, tmp_path / "out")
-    with pytest.raises(UserError, match="bert is an encoder; expected a model of the next token"):
+    with pytest.raises(
+        UserError, match="load: .*out is an encoder trained for MaskedLM; expected a model of the next token"
+    ):
         lmjax.load(tmp_path / "out")
 
 
@@ -102,3 +112,73 @@ def test_onto_a_mesh(tmp_path):
     export(BERT, params, None, tmp_path / "out")
     loaded = load_params(open_checkpoint(tmp_path / "out"), stacked=True, mesh=build_mesh(Mesh(fsdp=4, tensor=2)))
     assert_same(loaded, jax.tree.map(np.asarray, params))
+
+
+@pytest.mark.parametrize(
+    ("cfg", "said"),
+    [
+        (zoo.bert("base"), {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512}),
+        (
+            zoo.roberta("base"),
+            {
+                "model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1,
+                "layer_norm_eps": 1e-5, "pad_token_id": 1,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_the_zoo_has_what_their_files_say(cfg, said):
+    """bert-base-uncased's and roberta-base's config.json."""
+    sizes = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+    config = ConfigJson("config.json", sizes | said | {"hidden_act": "gelu", "initializer_range": 0.02})
+    # RoBERTa's files have no pooler
+    assert normal(replace(family_of(config).read(config), pooler=cfg.pooler)) == normal(cfg)
+
+
+def bert_directory(folder):
+    """A small BERT with its WordPiece tokenizer, as transformers ships it."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *tiny.WORDS, *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    built = hf.Tokenizer(
+        hf.models.WordPiece({word: i for i, word in enumerate(dict.fromkeys(words))}, unk_token="[UNK]")
+    )
+    built.pre_tokenizer, built.decoder = hf.pre_tokenizers.BertPreTokenizer(), hf.decoders.WordPiece()
+    built.add_special_tokens(words[:5])
+    built.post_processor = hf.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    cfg = replace(BERT, vocab=built.get_vocab_size(), context=16)
+    export(cfg, params_of(cfg), None, folder)
+    built.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"mask_token": "[MASK]", "cls_token": "[CLS]"}))
+    return cfg
+
+
+def test_pretraining_goes_on_from_a_directory(text_file, tmp_path, capsys):
+    """With no more said than its path; what it is evaluated by, the directory is too."""
+    cfg = bert_directory(tmp_path / "bert")
+    exp = tiny.experiment(
+        text_file, model=replace(cfg, vocab=None), task=MaskedLM(), init_from=str(tmp_path / "bert"), steps=1,
+        tokenizer=HuggingFace(path=str(tmp_path / "bert"), bos="[CLS]", eos="[SEP]"), optimizer=AdamW(b2=0.95),
+        schedule=Cosine(peak=1e-30),
+    )  # fmt: skip
+    loop.train(exp, tmp_path / "run")
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    # one step that changes nothing: the run is the directory, and both are evaluated alike
+    result, figures = tmp_path / "out.json", []
+    for model in ("bert", "run"):
+        words = ["evaluate", "--model", str(tmp_path / model), "--text", str(text_file), "--json", str(result)]
+        assert command_line.main(words) == 0
+        figures.append(json.loads(result.read_text()))
+    assert figures[0]["eval_loss"] == pytest.approx(figures[1]["eval_loss"], rel=1e-5)
+    assert figures[0]["tokens"] == figures[1]["tokens"] > 400 and last["eval_loss"] > 0
+    assert "[" in (tmp_path / "run" / "samples.txt").read_text()
+    export_words = ["export", "--model", str(tmp_path / "run"), "--to", str(tmp_path / "back")]
+    assert command_line.main(export_words) == 0
+    back = of_directory(tmp_path / "back").policy
+    assert (back.bos, back.eos, back.mask) == (2, 3, 4)
+    assert command_line.main(["verify", "--model", str(tmp_path / "back"), "--against", str(tmp_path / "bert")]) == 0
+    for verb, more in (("generate", []), ("evaluate", ["--suite", "perplexity", "--data", str(text_file)])):
+        capsys.readouterr()
+        assert command_line.main([verb, "--model", str(tmp_path / "run"), *more]) == 2
+        assert "run is an encoder trained for MaskedLM; expected a model of the next token" in capsys.readouterr().err

@@ -24,6 +24,11 @@ SPELT = "<s> </s><unk><0x41><|endoftext|>"
 KINDS = {
     "bytes": lambda texts: Bytes(bos=True, eos=True).build(list),
     "characters": lambda texts: Characters().build(lambda: [*texts, *HARD, SPELT, tiny.text(2000)]),
+    "bytes with a mask": lambda texts: Bytes(bos=True, eos=True, mask=True).build(list),
+    "characters with a mask": lambda texts: Characters(mask=True).build(
+        lambda: [*texts, *HARD, SPELT, tiny.text(2000)]
+    ),
+    "bpe with a mask": lambda texts: SentencePiece(vocab_size=600, mask=True).build(lambda: texts),
     "bpe": lambda texts: SentencePiece(vocab_size=600).build(lambda: texts),
     "bpe without controls": lambda texts: SentencePiece(vocab_size=600, bos=False, eos=False).build(lambda: texts),
     "unigram": lambda texts: SentencePiece(vocab_size=600, algorithm="unigram").build(lambda: texts),
@@ -43,7 +48,8 @@ def test_written_as_tokenizer_json_and_read_back(name, texts, tmp_path):
     for file, content in hugging_face_files(ours).items():
         (tmp_path / file).write_bytes(content)
     theirs, again = hf.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), of_directory(tmp_path)
-    assert (again.vocab_size, again.policy.bos, again.policy.eos) == (ours.vocab_size, ours.policy.bos, ours.policy.eos)
+    kept = [(one.vocab_size, one.policy.bos, one.policy.eos, one.policy.mask) for one in (again, ours)]
+    assert kept[0] == kept[1]
     for text in [tiny.text(2000), *HARD] if name == "unigram" else [tiny.text(2000), *texts, *HARD]:
         assert theirs.encode(text).ids == prompt_ids(text, ours).tolist()
         assert again.encode_document(text).tolist() == ours.encode_document(text).tolist()

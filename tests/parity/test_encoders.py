@@ -6,9 +6,11 @@ import pytest
 import torch
 import transformers
 
+from lmjax.data.batch import Batch
 from lmjax.interop.read import load_params, open_checkpoint
 from lmjax.interop.write import export
 from lmjax.models import transformer
+from lmjax.tasks.masked_lm import MaskedLM
 
 SETTINGS = {
     "vocab_size": 97, "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 44,
@@ -151,3 +153,23 @@ def test_the_loss_of_masked_tokens_and_its_gradient(pair):
             # PyTorch gives the padding's row no gradient as an input
             x, y = np.asarray(x)[4:], y[4:]
         np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(y).max())
+
+
+def test_the_task_has_the_loss_of_their_labels(pair):
+    """What `labels` gives in their masked models, where -100 is not predicted."""
+    directory, _, ids, _, here = pair
+    found, task = open_checkpoint(directory), MaskedLM(share=0.3)
+    theirs = MODELS[found.family.model_type][1].from_pretrained(directory, attn_implementation="eager").eval()
+    chosen, rng = np.zeros(ids.shape, bool), np.random.default_rng(1)
+    for row, length in enumerate(LENGTHS):
+        chosen[row, rng.permutation(length)[: task.count(length)]] = True
+    read = np.where(chosen, rng.integers(4, 97, ids.shape), ids).astype(np.int32)
+    inputs = {"input_ids": read, "attention_mask": here, "labels": np.where(chosen, ids, -100)}
+    with torch.no_grad():
+        expected = theirs(**{name: torch.tensor(np.asarray(x, np.int64)) for name, x in inputs.items()}).loss
+    positions_BT = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+    batch = Batch(read, positions_BT, here.astype(np.int32), ids, chosen.astype(np.float32))
+    params = load_params(found, stacked=True)
+    for loss in (task.training_loss(found.cfg, params, batch, None), task.held_out_loss(found.cfg, params, batch)):
+        np.testing.assert_allclose(loss.mean(), expected.numpy(), rtol=1e-5)
+        assert loss.weight == chosen.sum()

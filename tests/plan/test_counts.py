@@ -19,6 +19,7 @@ from lmjax.plan import counts, published, scaling
 from lmjax.plan.compiled import abstract_batch
 from lmjax.plan.counts import PETAFLOP_DAY, flops_per_token, three_digits
 from lmjax.sharding import Mesh, build_mesh
+from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.train.step import grads_and_loss
 from lmjax.trained import split
@@ -138,6 +139,17 @@ def test_freezing_saves_what_the_compiler_saves(changes):
     saved = compiled_flops(whole) - compiled_flops(part)
     assert 2 * counts.passed_by(part) == pytest.approx(saved, rel=0.1)
     assert counts.trained_flops_per_token(whole) == counts.flops_per_token(cfg)
+
+
+def test_places_that_are_not_predicted_save_what_the_compiler_saves():
+    cfg = tiny.bert(layers=1, vocab=512, width=128, heads=4, context=64, pooler=False)
+    few, many = (
+        tiny.experiment("unused", model=cfg, batch_size=4, microbatches=1, task=MaskedLM(share=share))
+        for share in (0.125, 0.75)
+    )
+    saved = compiled_flops(many) - compiled_flops(few)
+    assert 6 * (counts.unpredicted(few) - counts.unpredicted(many)) == pytest.approx(saved, rel=0.1)
+    assert counts.trained_flops_per_token(few) == counts.flops_per_token(cfg) - 6 * counts.unpredicted(few)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from lmjax.plan.devices import Topology, measured, of_this_machine, topology_of
 from lmjax.plan.planning import largest_batch, plan, with_known_vocab
 from lmjax.plan.remedies import changes, remedies
 from lmjax.sharding import Mesh
-from lmjax.tokenizers import Characters, SentencePiece
+from lmjax.tokenizers import Bytes, Characters, SentencePiece
 from tests import tiny
 
 
@@ -140,6 +140,7 @@ def test_devices_that_are_not_here_are_counted():
 def test_planning_knows_the_vocabulary_without_files():
     unknown = replace(experiment(), model=replace(experiment().model, vocab=None))
     assert with_known_vocab(unknown).model.vocab == 258
+    assert with_known_vocab(replace(unknown, tokenizer=Bytes(mask=True))).model.vocab == 259
     assert with_known_vocab(replace(unknown, tokenizer=SentencePiece(vocab_size=999))).model.vocab == 999
     with pytest.raises(UserError, match=r"--model\.vocab=N"):
         with_known_vocab(replace(unknown, tokenizer=Characters()))

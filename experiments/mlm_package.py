@@ -1,0 +1,37 @@
+"""Which package of the standard library a file is of, told from its first 128 tokens by the run of mlm_small.py.
+
+python run.py --config experiments/mlm_small.py
+python run.py --config experiments/mlm_package.py
+"""
+
+from dataclasses import replace
+
+from mlm_small import experiment as mlm_small
+
+from lmjax.data.sources import PythonLibrary
+from lmjax.experiment import DataConfig
+from lmjax.optim import Linear
+from lmjax.tasks.classification import Classification
+from lmjax.tokenizers import SentencePiece
+
+# all that have more than a dozen files
+PACKAGES = (
+    "asyncio", "distutils", "email", "encodings", "idlelib", "importlib", "lib2to3", "multiprocessing", "tkinter",
+    "turtledemo", "unittest", "xml",
+)  # fmt: skip
+
+experiment = replace(
+    mlm_small,
+    name="mlm_package",
+    model=replace(mlm_small.model, masked_head=None, dropout=0.1),
+    task=Classification(label="package", too_long="cut", pooling="mean"),
+    tokenizer=SentencePiece(path="runs/mlm_small/tokenizer/tokenizer.model", mask=True),
+    # the files that mlm_small.py holds out are held out here too: neither run has read them
+    data=DataConfig(source=PythonLibrary(packages=PACKAGES, held_out=mlm_small.data.source.held_out)),
+    init_from="runs/mlm_small",
+    schedule=Linear(peak=0.005, warmup=0.1),
+    steps=100,
+    evaluate_every=25,
+    checkpoint_every=100,
+    sample_every=100,
+)

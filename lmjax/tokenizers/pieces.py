@@ -1,0 +1,30 @@
+"""What single tokens of a text say, with the spaces that they have in it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmjax.tokenizers.kinds import Tokenizer
+
+
+def filled(tokenizer: Tokenizer, tokens: np.ndarray, places: Sequence[int], others: Sequence[int], mark: str) -> str:
+    """The text of these tokens. At each of the places what stands there is in brackets; where another token is given
+    for the place, that one goes before it, and mark between the two. A control token is its number, as <7>."""
+    parts, start = [], 0
+    for place, other in sorted(zip(map(int, places), map(int, others), strict=True)):
+        parts.append(_added(tokenizer, tokens[:start], tokens[start:place]))
+        both = [other, int(tokens[place])] if other != tokens[place] else [other]
+        parts.append(f"[{mark.join(_piece(tokenizer, tokens[:place], token) for token in both)}]")
+        start = place + 1
+    return "".join([*parts, _added(tokenizer, tokens[:start], tokens[start:])])
+
+
+def _piece(tokenizer: Tokenizer, before: np.ndarray, token: int) -> str:
+    return f"<{token}>" if token in tokenizer.controls() else _added(tokenizer, before, [token])
+
+
+def _added(tokenizer: Tokenizer, before: Sequence[int], more: Sequence[int]) -> str:
+    """What further tokens add to a text: alone they may have another one."""
+    old, new = tokenizer.decode(before), tokenizer.decode([*before, *more])
+    same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    return new[same:]
