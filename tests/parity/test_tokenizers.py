@@ -19,7 +19,7 @@ from lmjax.tokenizers.chat import chat_ids
 from lmjax.tokenizers.sides import prompt_ids
 from tests import tiny
 from tests.interop.directories import gpt2_tokenizer_files, params_of
-from tests.test_chat import CHATML
+from tests.tiny import CHATML
 
 TEXT = [document.text for _, document in zip(range(8), PythonLibrary().documents(), strict=False)]
 HARD = [
