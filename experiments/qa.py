@@ -4,6 +4,14 @@ python benchmarks/qa_stories.py --out stories
 python run.py --config experiments/qa.py
 python run.py evaluate --model runs/qa --step best --data stories/test.json
 python benchmarks/qa_stories.py --out stories --model runs/qa       # by template, beside the baselines
+
+The aim, 95 % exact match on stories with unseen names, is not reached. After 2,000 of 3,000 steps (3.1 million tokens,
+12 minutes on one core shared with others): 73.4 % on test.json, 99.8 % where one fact is enough and 47.2 % where it
+takes two, which is a guess among the two or three words of the right kind; baselines that do not read stay under 17 %.
+On real.json, whose names are cut into pieces that training hardly saw, 44.6 %; on XQuAD (English) exact match 1.2 %,
+F1 1.9 %. Tried beside it: without `mark_shared` the questions with one fact stay at that guess too, for 2,300 steps of
+this size; from weights that know one fact, 500 steps of short stories with two facts alone bring the loss from 0.70 to
+0.64 (a guess has 0.69).
 """
 
 from lmjax.data.records import Squad
