@@ -1,11 +1,11 @@
 """Pretraining by masked tokens beside none: experiments/mlm_package.py from the run of mlm_small.py and from scratch,
-each at the better of its step sizes, over several seeds.
+each with the best of the same four settings of the optimizer, over several seeds.
 
     python run.py --config experiments/mlm_small.py
     python benchmarks/masked.py --base runs/mlm_small --out results
 
-Prints a table in Markdown, row by row. The step size is chosen by the first seed's accuracy, for both alike; the seed
-decides the fresh parameters and the order of the rows. Each run is in the directory `results`, with what it says in a
+Prints a table in Markdown, row by row. The setting is chosen by the first seed's accuracy, for both alike; the seed
+decides the fresh parameters, dropout and the order of the rows. Each run is in the directory `results`, with what it says in a
 file beside it.
 """
 
@@ -23,8 +23,8 @@ from lmjax.tasks.text_metrics import standard_error
 from lmjax.train import loop
 
 ROOT = Path(__file__).parents[1]
-# of Muon
-RATES = {"from scratch": (0.005, 0.01, 0.02), "fine-tuned": (0.002, 0.005, 0.01)}
+# the step size of Muon, and what share of it AdamW takes for embedding and labels
+SETTINGS = ((0.01, 0.15), (0.02, 0.15), (0.01, 0.6), (0.02, 0.6))
 
 
 def accuracy(exp: Experiment, run: Path) -> float:
@@ -47,19 +47,24 @@ def main() -> None:
     changes = [f"init_from={options.base}", f"tokenizer.path={options.base}/tokenizer/tokenizer.model"]
     changes += [f"{name}={options.steps}" for name in ("steps", "evaluate_every", "checkpoint_every", "sample_every")]
     base = experiment.load(str(ROOT / "experiments" / "mlm_package.py"), changes)
-    print("| | step sizes and accuracy, seed 0 | by seed | mean | standard error |\n|---|---|---|---|---|", flush=True)
+    print(
+        "| | step size x adam_scale: accuracy, seed 0 | by seed | mean | standard error |\n|---|---|---|---|---|",
+        flush=True,
+    )
     found = {}
-    for name, rates in RATES.items():
+    for name in ("from scratch", "fine-tuned"):
         start = base if name == "fine-tuned" else replace(base, init_from=None)
 
-        def trained(rate: float, seed: int, name=name, start=start) -> float:
-            exp = replace(start, schedule=replace(start.schedule, peak=rate), seed=seed)
-            return accuracy(exp, options.out / f"{name.replace(' ', '-')}-{rate:g}-{seed}")
+        def trained(setting: tuple[float, float], seed: int, name=name, start=start) -> float:
+            rate, scale = setting
+            optimizer = replace(start.optimizer, adam_scale=scale)
+            exp = replace(start, schedule=replace(start.schedule, peak=rate), optimizer=optimizer, seed=seed)
+            return accuracy(exp, options.out / f"{name.replace(' ', '-')}-{rate:g}-{scale:g}-{seed}")
 
-        tried = {rate: trained(rate, 0) for rate in rates}
+        tried = {setting: trained(setting, 0) for setting in SETTINGS}
         best = max(tried, key=tried.get)
         by_seed = found[name] = [trained(best, seed) for seed in range(options.seeds)]
-        each = ", ".join(f"{rate:g}: {share:.3f}" for rate, share in tried.items())
+        each = ", ".join(f"{rate:g} x {scale:g}: {share:.3f}" for (rate, scale), share in tried.items())
         seeds, error = ", ".join(f"{share:.3f}" for share in by_seed), standard_error(by_seed)
         print(f"| {name} | {each} | {seeds} | {np.mean(by_seed):.3f} | {error:.3f} |", flush=True)
     ahead = np.mean(found["fine-tuned"]) - np.mean(found["from scratch"])

@@ -1,4 +1,4 @@
-"""Which package of the standard library a file is of, told from its first 128 tokens by the run of mlm_small.py.
+"""Which package of the standard library a file is of, told from its first 64 tokens by the run of mlm_small.py.
 
 python run.py --config experiments/mlm_small.py
 python run.py --config experiments/mlm_package.py
@@ -10,7 +10,7 @@ from mlm_small import experiment as mlm_small
 
 from lmjax.data.sources import PythonLibrary
 from lmjax.experiment import DataConfig
-from lmjax.optim import Linear
+from lmjax.optim import Linear, Muon
 from lmjax.tasks.classification import Classification
 from lmjax.tokenizers import SentencePiece
 
@@ -27,9 +27,12 @@ experiment = replace(
     task=Classification(label="package", too_long="cut", pooling="mean"),
     tokenizer=SentencePiece(path="runs/mlm_small/tokenizer/tokenizer.model", mask=True),
     # the files that mlm_small.py holds out are held out here too: neither run has read them
-    data=DataConfig(source=PythonLibrary(packages=PACKAGES, held_out=mlm_small.data.source.held_out)),
+    data=DataConfig(source=PythonLibrary(packages=PACKAGES, held_out=mlm_small.data.source.held_out), length=64),
     init_from="runs/mlm_small",
-    schedule=Linear(peak=0.005, warmup=0.1),
+    # the new layer is AdamW's, and far from where it will be; the embedding too
+    optimizer=Muon(adam_scale=0.6),
+    schedule=Linear(peak=0.01, warmup=0.1),
+    batch_size=32,
     steps=100,
     evaluate_every=25,
     checkpoint_every=100,
