@@ -11,6 +11,7 @@ from lmjax.data.sources import OtherFiles
 from lmjax.experiment import DataConfig, Experiment
 from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Dense
+from lmjax.models.norms import LayerNorm
 from lmjax.models.positions import Learned
 from lmjax.optim import AdamW, Cosine
 from lmjax.tasks.classification import Classification
@@ -19,12 +20,13 @@ from lmjax.tokenizers import SentencePiece
 experiment = Experiment(
     name="sst2",
     model=ModelConfig(
-        layers=1, width=128, heads=4, context=128, causal=False, positions=Learned(),
-        feedforward=Dense(width=256, activation="gelu"), dropout=0.5,
+        # with an epsilon this large a norm leaves words that say much their longer vectors, which the mean then hears
+        layers=1, width=64, heads=4, context=96, causal=False, positions=Learned(), norm=LayerNorm(epsilon=1.0),
+        feedforward=Dense(width=256, activation="gelu"), dropout=0.5, init_std=0.05,
     ),
-    task=Classification(pooling="mean"),
-    tokenizer=SentencePiece(vocab_size=8000, algorithm="unigram"),
+    task=Classification(pooling="mean", token_dropout=0.5),
+    tokenizer=SentencePiece(vocab_size=14_000, algorithm="unigram"),
     data=DataConfig(source=Table(path="train.tsv", columns=("text", "label"), held_out=OtherFiles(path="dev.tsv"))),
-    optimizer=AdamW(b2=0.98, weight_decay=0.1), schedule=Cosine(peak=1e-3, warmup=0.1, floor=1e-5),
-    batch_size=16, steps=900, evaluate_every=50, checkpoint_every=900, sample_every=900,
+    optimizer=AdamW(b2=0.98, weight_decay=0.1), schedule=Cosine(peak=1e-2, warmup=0.1, floor=1e-5),
+    batch_size=64, steps=250, evaluate_every=25, checkpoint_every=25, sample_every=250,
 )  # fmt: skip

@@ -262,10 +262,14 @@ def pooled(cfg: ModelConfig, params, hidden_BTD: jax.Array) -> jax.Array:
     return Pooler(cfg).apply({"params": params["pooler"]}, hidden_BTD[:, 0])
 
 
-def outputs(cfg: ModelConfig, params, hidden: jax.Array) -> jax.Array:
-    """(..., D) to (..., C) in float32 (cfg.outputs), by way of the pooler where there is one."""
+def outputs(cfg: ModelConfig, params, hidden: jax.Array, *, dropout_key=None) -> jax.Array:
+    """(..., D) to (..., C) in float32 (cfg.outputs), by way of the pooler where there is one. dropout_key: of dropout
+    before the last layer, as in BERT's fine-tuning; None: there is none."""
     if cfg.pooler:
         hidden = Pooler(cfg).apply({"params": params["pooler"]}, hidden)
+    if dropout_key is not None:
+        dropout = nn.Dropout(cfg.dropout, deterministic=False)
+        hidden = dropout.apply({}, hidden, rngs={"dropout": dropout_key})
     return Outputs(cfg).apply({"params": params["outputs"]}, hidden)
 
 

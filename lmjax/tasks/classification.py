@@ -142,14 +142,15 @@ class Classification:
 
     def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
         """With dropout and smoothing where they are asked for."""
+        # the masks of the model's own dropout must not be the same ones
+        token_key, output_key = (jax.random.fold_in(dropout_key, i) for i in (1, 2))
         if self.token_dropout:
-            # the masks of the model's own dropout must not be the same ones
-            batch = without_tokens(batch, self.token_dropout, jax.random.fold_in(dropout_key, 1))
+            batch = without_tokens(batch, self.token_dropout, token_key)
         hidden_BTD, _ = transformer.trained(
             cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, types_BT=batch.types_BT,
             dropout_key=dropout_key if cfg.dropout else None,
         )  # fmt: skip
-        logits_BTC = self._logits(cfg, params, batch, hidden_BTD)
+        logits_BTC = self._logits(cfg, params, batch, hidden_BTD, output_key if cfg.dropout else None)
         return cross_entropy(logits_BTC, batch.targets_BT, batch.weights_BT, label_smoothing=self.label_smoothing)
 
     def held_out_loss(self, cfg: ModelConfig, params, batch: Batch) -> Loss:
@@ -166,10 +167,10 @@ class Classification:
         )
         return self._logits(cfg, params, batch, hidden_BTD)
 
-    def _logits(self, cfg: ModelConfig, params, batch: Batch, hidden_BTD) -> jax.Array:
+    def _logits(self, cfg: ModelConfig, params, batch: Batch, hidden_BTD, dropout_key=None) -> jax.Array:
         if self.pooling_of(cfg) == "mean":
             hidden_BTD = segment_means(hidden_BTD, batch.segments_BT)
-        return transformer.outputs(cfg, params, hidden_BTD)
+        return transformer.outputs(cfg, params, hidden_BTD, dropout_key=dropout_key)
 
 
 def without_tokens(batch: Batch, share: float, key: jax.Array) -> Batch:
