@@ -5,7 +5,7 @@ from lmjax.data.sources import OtherFiles
 from lmjax.experiment import DataConfig, Experiment
 from lmjax.models import zoo
 from lmjax.models.feedforward import Dense
-from lmjax.optim import AdamW, InverseSquareRoot
+from lmjax.optim import Cosine, Muon
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.tokenizers import SentencePiece
 
@@ -20,6 +20,6 @@ experiment = Experiment(
     data=DataConfig(
         source=Parallel(path=("train.en", "train.de"), held_out=OtherFiles(path=("val.en", "val.de"))), length=64,
     ),
-    optimizer=AdamW(b2=0.98, eps=1e-9, weight_decay=0.0), schedule=InverseSquareRoot(peak=1e-3, warmup=0.1),
-    batch_size=32, steps=6000, evaluate_every=500, checkpoint_every=500, sample_every=500, score_records=1014,
+    optimizer=Muon(), schedule=Cosine(peak=0.02, warmup=0.03, floor=1e-4),
+    batch_size=32, steps=1600, evaluate_every=200, checkpoint_every=400, sample_every=400, score_records=500,
 )  # fmt: skip

@@ -36,3 +36,12 @@ def text_file(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(tiny.text(20_000), encoding="utf-8")
     return file
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a text and an experiment of it; runs go to ./runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(tiny.text(20_000))
+    (tmp_path / "e.py").write_text(tiny.EXPERIMENT.format(text=str(tmp_path / "text.txt")))
+    return tmp_path

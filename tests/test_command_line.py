@@ -14,28 +14,13 @@ import run as command_line
 from lmjax.data.sources import PythonLibrary
 from tests import tiny
 
-EXPERIMENT = """
-from dataclasses import replace
-from tests import tiny
-experiment = tiny.experiment({text!r})
-"""
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with a text and an experiment of it; runs go to ./runs."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text(tiny.text(20_000))
-    (tmp_path / "e.py").write_text(EXPERIMENT.format(text=str(tmp_path / "text.txt")))
-    return tmp_path
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run, made once."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(tiny.text(20_000))
-    (folder / "e.py").write_text(EXPERIMENT.format(text=str(folder / "text.txt")))
+    (folder / "e.py").write_text(tiny.EXPERIMENT.format(text=str(folder / "text.txt")))
     assert command_line.main(["--config", str(folder / "e.py"), "--run", str(folder / "run")]) == 0
     return folder
 
@@ -225,13 +210,6 @@ def test_data_says_where_a_round_trip_is_not_exact(place, capsys):
 # --- what only a process of its own can show
 
 
-def spawn(words, place, before=(), **options):
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": tiny.environment_of_a_process()} | options
-    return subprocess.Popen(
-        [*before, sys.executable, str(tiny.ROOT / "run.py"), *words], cwd=place, text=True, **settings
-    )
-
-
 def wait_for(condition, process, seconds=120):
     limit = time.monotonic() + seconds
     while not condition():
@@ -257,7 +235,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_while_a_second_run_is_kept_ou
         "--sample_every=100000",
     ]
     metrics = place / "runs" / "tiny" / "metrics.jsonl"
-    with spawn(words, place) as first:
+    with tiny.spawn(words, place) as first:
         wait_for(lambda: metrics.exists() and metrics.stat().st_size > 2000, first)
         second = fails(words, capsys)
         assert f"in use by process {first.pid}" in second
@@ -267,7 +245,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_while_a_second_run_is_kept_ou
     assert err == ""
     step = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert f"stopped by SIGINT after step {step}, saved; the same command goes on" in out
-    with spawn(words, place) as again:
+    with tiny.spawn(words, place) as again:
         wait_for(lambda: metrics.read_text().count("\n") > step + 5, again)
         again.send_signal(signal.SIGTERM)
         out, err = again.communicate(timeout=120)
@@ -278,40 +256,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_while_a_second_run_is_kept_ou
     assert steps == list(range(1, len(steps) + 1))
 
 
-def largest_file(kilobytes):
-    """The beginning of a command that cannot write larger ones."""
-    return ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "bash"]
-
-
-@pytest.mark.parametrize(("kilobytes", "where"), [(10, "cache/tokens/"), (60, "runs/tiny")])
-def test_a_disk_that_is_full_from_the_start_is_named(place, kilobytes, where):
-    """The token store has 36 kB, a compiled program and the checkpoint more."""
-    env = tiny.environment_of_a_process() | {"LMJAX_CACHE": str(place / "cache")}
-    words = ["--config", "e.py", "--model.width=256", "--microbatches=1"]
-    with spawn(words, place, before=largest_file(kilobytes), env=env) as process:
-        _, err = process.communicate(timeout=180)
-    assert process.returncode == 2
-    assert err.startswith("error: ") and where in err and "File too large" in err, err
-    assert err.count("\n") == 1, err
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(place):
-    """No file may grow beyond a limit: the checkpoint of the larger model does, what came before does not."""
-    words = ["--config", "e.py", "--model.width=128", "--microbatches=1", "--steps=7"]
-    env = tiny.environment_of_a_process() | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    with spawn(words, place, before=largest_file(300), env=env) as process:
-        _, err = process.communicate(timeout=180)
-    assert process.returncode == 2
-    assert err.count("\n") == 1, err
-    assert "the checkpoint could not be written: File too large; earlier ones are intact" in err
-    assert command_line.main(words) == 0
-    steps = [json.loads(line) for line in (place / "runs/tiny/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in steps if "loss" in line] == list(range(1, 8))
-
-
 def test_a_reader_that_goes_away_does_not_end_the_run(place):
     read, write = os.pipe()
-    with spawn(["--config", "e.py"], place, stdout=write) as process:
+    with tiny.spawn(["--config", "e.py"], place, stdout=write) as process:
         os.close(write)
         os.read(read, 10)
         os.close(read)
@@ -323,7 +270,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(place):
 def test_no_home_no_terminal_and_another_folder(place):
     env = tiny.environment_of_a_process() | {"TMPDIR": str(place), "PYTHONHASHSEED": "5", "HOME": str(place / "home")}
     del env["LMJAX_CACHE"]
-    with spawn(["--config", "e.py", "--steps=3", "--run", "a b/ü"], place, env=env) as process:
+    with tiny.spawn(["--config", "e.py", "--steps=3", "--run", "a b/ü"], place, env=env) as process:
         out, err = process.communicate(timeout=180)
     assert (process.returncode, err) == (0, "")
     assert "step 1/3  loss " in out

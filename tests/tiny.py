@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,3 +185,17 @@ def chatml(directory: Path, template: str = CHATML) -> Path:
 def environment_of_a_process() -> dict[str, str]:
     """For `python run.py` as a user would start it, on one device; its programs are quick to compile."""
     return os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE, "PYTHONPATH": str(ROOT)}
+
+
+# an experiment file for a text
+EXPERIMENT = """
+from dataclasses import replace
+from tests import tiny
+experiment = tiny.experiment({text!r})
+"""
+
+
+def spawn(words, place, before=(), **options):
+    """run.py with these words, begun in a folder. before: a command that runs it."""
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment_of_a_process()} | options
+    return subprocess.Popen([*before, sys.executable, str(ROOT / "run.py"), *words], cwd=place, text=True, **settings)
