@@ -5,8 +5,8 @@ each with the best of the same four settings of the optimizer, over several seed
     python benchmarks/masked.py --base runs/mlm_small --out results
 
 Prints a table in Markdown, row by row. The setting is chosen by the first seed's accuracy, for both alike; the seed
-decides the fresh parameters, dropout and the order of the rows. Each run is in the directory `results`, with what it says in a
-file beside it.
+decides the fresh parameters, dropout and the order of the rows. Each run is in the directory `results`, with what it
+says in a file beside it.
 """
 
 import argparse
