@@ -212,3 +212,14 @@ def test_a_run_with_token_dropout_stopped_and_gone_on_with_is_one_that_was_not(t
     whole, halves, plain = (load_model(tmp_path / name).params for name in ("whole", "halves", "plain"))
     jax.tree.map(np.testing.assert_array_equal, whole, halves)
     assert (np.asarray(whole["embedding"]) != np.asarray(plain["embedding"])).any()
+
+
+def test_dropout_before_the_last_layer_keeps_its_mean():
+    cfg = model(pooler=False, dropout=0.5)
+    params = transformer.init_params(cfg, jax.random.key(0))
+    hidden_D = jax.random.normal(jax.random.key(1), (cfg.width,))
+    plain = transformer.outputs(cfg, params, hidden_D)
+    keys = jax.random.split(jax.random.key(2), 20_000)
+    drawn = jax.vmap(lambda key: transformer.outputs(cfg, params, hidden_D, dropout_key=key))(keys)
+    assert drawn.std(0).min() > 0.3
+    np.testing.assert_allclose(drawn.mean(0), plain, atol=0.05)
