@@ -1,7 +1,18 @@
 """Which package of the standard library a file is of, told from its first 64 tokens by the run of mlm_small.py.
 
-python run.py --config experiments/mlm_small.py
-python run.py --config experiments/mlm_package.py
+    python run.py --config experiments/mlm_small.py
+    python run.py --config experiments/mlm_package.py
+
+Expected (`python benchmarks/masked.py --base runs/mlm_small --out DIR`; accuracy on 124 held-out files, 358 to learn
+from; three seeds, each way with the best of the same four settings of the optimizer by the first seed):
+
+| | by seed | mean | standard error |
+|---|---|---|---|
+| from runs/mlm_small | 0.911, 0.887, 0.903 | 0.901 | 0.007 |
+| from scratch (`--init_from=none`) | 0.847, 0.887, 0.871 | 0.868 | 0.012 |
+
+2.4 standard errors of the difference apart. 35 to 60 seconds a run on one core that others used too. One seed of other
+lengths: of the first 32 tokens 0.863 and 0.815, of the first 128 tokens 0.927 and 0.895.
 """
 
 from dataclasses import replace

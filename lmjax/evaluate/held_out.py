@@ -66,7 +66,8 @@ class HeldOut:
         return figures if self.text_bytes is None else figures | {"bits_per_byte": self.bits_per_byte}
 
     def as_dict(self) -> dict:
-        return self.metrics() | {name: value for name, value in asdict(self).items() if value is not None}
+        figures = {name: value for name, value in asdict(self).items() if value is not None and name != "labels"}
+        return self.metrics() | figures
 
 
 def compile_loss(experiment: Experiment):
