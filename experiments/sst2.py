@@ -3,7 +3,9 @@
     python run.py --config experiments/sst2.py --data.source.path=train.tsv --data.source.held_out.path=dev.tsv
     python run.py evaluate --model runs/sst2 --step best --data test.tsv
 
-Not yet tuned: 79.6 % on dev at its best, one seed.
+Test accuracy 79.2, 80.1 and 79.6 % with seeds 0 to 2 (dev: 80.4, 79.6, 80.2 %), 46 to 71 s a run on two
+busy cores. TF-IDF with logistic regression has 81.1 %, which this does not reach: `benchmarks/sentiment.py`. All was
+chosen on dev.
 """
 
 from lmjax.data.records import Table
