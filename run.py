@@ -58,6 +58,8 @@ def parser_for(verb: str) -> Parser:
     if verb in ("evaluate", "predict", "generate"):
         kinds = ("float32", "bfloat16", "int8")
         add("--weights", default="float32", choices=kinds, help="fewer bytes to read a token (default: float32)")
+    if verb in ("evaluate", "predict"):
+        search_options(add)
     if verb == "evaluate":
         add("--text", metavar="FILE", help="plain text, or JSON lines with a `text` (default: a run's held-out text)")
         add("--json", metavar="FILE", help="write the figures here too")
@@ -83,6 +85,12 @@ def parser_for(verb: str) -> Parser:
     if verb == "generate":
         add_writing(add)
     return parser
+
+
+def search_options(add) -> None:
+    """Of texts that a model writes for records."""
+    add("--beams", type=int, metavar="K", help="of texts that are written: beams (default: the experiment's)")
+    add("--length_penalty", type=float, metavar="A", help="log p / length^A (default: the experiment's)")
 
 
 def suite_options(parser: Parser) -> None:

@@ -125,6 +125,8 @@ def evaluate_suite(options) -> int:
 
     if options.text:
         raise UserError("--text: a suite reads --data FILE")
+    if options.beams is not None or options.length_penalty is not None:
+        raise UserError("--beams, --length_penalty: what a suite writes it writes greedily")
     result_file = _result_file(options.json)
     suite = suites.chosen(options)
     loaded = load_model(options.model, _step(options.step), stacked=False)

@@ -23,6 +23,7 @@ from lmjax.sharding import Mesh, build_mesh
 from lmjax.tasks.chat import Chat
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.preferences import Preferences
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.tokenizers import Tokenizer
 
 # tasks on records that are judged by the likelihood of what the records have, not by predictions
@@ -33,7 +34,7 @@ UNITS = {MaskedLM: "tokens hidden", Preferences: "pairs"}
 
 def run(options, step: int | str | None, result_file) -> int:
     """Prints the figures, and writes them to the file where there is one."""
-    loaded = load_model(options.model, step)
+    loaded = with_search(load_model(options.model, step), options.beams, options.length_penalty)
     task = loaded.experiment.task
     if task.on_records and options.text:
         raise UserError(f"--text: {type(task).__name__} is evaluated on records; expected --data FILE")
@@ -63,6 +64,20 @@ def run(options, step: int | str | None, result_file) -> int:
         written = {"step": loaded.step, "weights": options.weights} | result
         write_whole(result_file, json.dumps(written, indent=2) + "\n")
     return 0
+
+
+def with_search(loaded: Loaded, beams: int | None, length_penalty: float | None) -> Loaded:
+    """With another search for the texts that are written; None: the experiment's. Raises UserError where none are."""
+    asked = {"beams": beams, "length_penalty": length_penalty}
+    changes, task = {name: value for name, value in asked.items() if value is not None}, loaded.experiment.task
+    if not changes:
+        return loaded
+    if not isinstance(task, Seq2Seq):
+        raise UserError(f"--{next(iter(changes))}: a model of {type(task).__name__} searches for no texts")
+    try:
+        return replace(loaded, experiment=replace(loaded.experiment, task=replace(task, **changes)))
+    except ValueError as error:
+        raise UserError(f"--{next(iter(changes))}: {error}") from None
 
 
 def on_text(loaded: Loaded, file: Place, weights: str, context: int | None) -> HeldOut:

@@ -16,6 +16,7 @@ from lmjax.data.mixture import read_for
 from lmjax.errors import UserError, path_text
 from lmjax.evaluate.predictors import predictor
 from lmjax.evaluate.progress import followed
+from lmjax.evaluating import with_search
 from lmjax.loaded import identity, load_model, needed_tokenizer, with_weights
 from lmjax.places import place
 
@@ -29,7 +30,7 @@ def run(options, step: int | str | None, output: Path) -> int:
     partial = output.with_name(output.name + ".partial")
     if output.exists():
         raise UserError(f"--output {path_text(output)}: is there already; expected a new file")
-    loaded = load_model(options.model, step)
+    loaded = with_search(load_model(options.model, step), options.beams, options.length_penalty)
     experiment = loaded.experiment
     if not experiment.task.on_records:
         raise UserError(
@@ -66,6 +67,7 @@ def header(options, step: int | None) -> dict:
     """What predictions follow from."""
     return {
         "model": identity(options.model, step)["fingerprint"], "step": step, "weights": options.weights,
+        "beams": options.beams, "length_penalty": options.length_penalty,
         "input": hashlib.sha256(read_bytes(place(options.input))).hexdigest(),
     }  # fmt: skip
 

@@ -51,6 +51,8 @@ class Seq2Seq(NextToken):
         check_loss(self.label_smoothing, self.loss_chunk)
         if self.beams < 1:
             raise ValueError(f"beams is {self.beams}; expected a positive number")
+        if self.beams == 1 and self.length_penalty != 1.0:
+            raise ValueError(f"length_penalty is {self.length_penalty}, and beams 1, no search")
 
     def check(self, cfg: ModelConfig) -> None:
         """Raises ValueError where the model, with the length of a row as its context, cannot do this task."""

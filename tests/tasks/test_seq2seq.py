@@ -187,7 +187,7 @@ def translations(path, count, seed):
     return str(path / f"{seed}.a"), str(path / f"{seed}.b")
 
 
-def test_a_run_from_parallel_files_to_figures(tmp_path):
+def test_a_run_from_parallel_files_to_figures(tmp_path, capsys):
     train, held_out = translations(tmp_path, 400, 0), translations(tmp_path, 40, 1)
     source = Parallel(path=train, held_out=OtherFiles(path=held_out))
     exp = tiny.experiment(
@@ -202,5 +202,15 @@ def test_a_run_from_parallel_files_to_figures(tmp_path):
     assert last["exact_match"] > 0.25
     assert "right is" in (tmp_path / "run" / "samples.txt").read_text()
     words = ["evaluate", "--model", str(tmp_path / "run"), "--json", str(tmp_path / "out.json")]
-    assert command_line.main(words) == 0
+    assert command_line.main([*words]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["questions"] == 40
+    assert command_line.main([*words, "--beams", "3", "--length_penalty", "0.6"]) == 0
+    searched = json.loads((tmp_path / "out.json").read_text())
+    assert searched["questions"] == 40 and 0 <= searched["exact_match"] <= 1
+    capsys.readouterr()
+    for more, message in (
+        (["--beams", "0"], "--beams: beams is 0; expected a positive number"),
+        (["--length_penalty", "0.6"], "--length_penalty: length_penalty is 0.6, and beams 1, no search"),
+    ):
+        assert command_line.main([*words, *more]) == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
