@@ -58,14 +58,14 @@ def parser_for(verb: str) -> Parser:
     if verb in ("evaluate", "predict", "generate"):
         kinds = ("float32", "bfloat16", "int8")
         add("--weights", default="float32", choices=kinds, help="fewer bytes to read a token (default: float32)")
-    if verb in ("evaluate", "predict"):
-        search_options(add)
     if verb == "evaluate":
+        search_options(add)
         add("--text", metavar="FILE", help="plain text, or JSON lines with a `text` (default: a run's held-out text)")
         add("--json", metavar="FILE", help="write the figures here too")
         add("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
         suite_options(parser)
     if verb == "predict":
+        search_options(add)
         add("--input", required=True, metavar="FILE", help="JSON lines, a table, or a text of which each line is read")
         add(
             "--output",
