@@ -67,12 +67,7 @@ def parser_for(verb: str) -> Parser:
     if verb == "predict":
         search_options(add)
         add("--input", required=True, metavar="FILE", help="JSON lines, a table, or a text of which each line is read")
-        add(
-            "--output",
-            required=True,
-            metavar="FILE",
-            help="JSON lines, one for each record (FILE.partial until all are)",
-        )
+        add("--output", required=True, metavar="FILE", help="JSON lines; FILE.partial until all records are done")
     if verb == "export":
         add("--to", required=True, metavar="DIR", help="a directory that does not exist yet, or is empty")
         add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32")
