@@ -12,7 +12,7 @@ import run as command_line
 from lmjax.interop.tensor_files import open_tensors, write_tensors
 from tests import tiny
 from tests.interop.directories import gpt2_tokenizer_files, write
-from tests.test_command_line import EXPERIMENT, fails
+from tests.test_command_line import fails
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def both(tmp_path_factory):
     """A folder with a run and its export."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "text.txt").write_text(tiny.text(20_000))
-    (folder / "e.py").write_text(EXPERIMENT.format(text=str(folder / "text.txt")))
+    (folder / "e.py").write_text(tiny.EXPERIMENT.format(text=str(folder / "text.txt")))
     run = [
         "--config",
         str(folder / "e.py"),
@@ -121,7 +121,7 @@ MISTAKES = [
 def test_mistakes(words, message, both, tmp_path, capsys, monkeypatch):
     for name in ("run", "out"):
         (tmp_path / name).symlink_to(both / name)
-    (tmp_path / "e.py").write_text(EXPERIMENT.format(text=str(both / "text.txt")))
+    (tmp_path / "e.py").write_text(tiny.EXPERIMENT.format(text=str(both / "text.txt")))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     (tmp_path / "short.txt").write_text("some text")
