@@ -1,11 +1,11 @@
-"""English to German from scratch: Multi30k, 29,000 captions of pictures, by a small Transformer (2017) with norms first.
+"""English to German from scratch: Multi30k, 29,000 captions, by a small Transformer (2017) with its norms first.
 
     python run.py --config experiments/multi30k.py --data.source.path="('train.en', 'train.de')" \\
         --data.source.held_out.path="('val.en', 'val.de')"
     python run.py evaluate --model runs/multi30k --data test.en,test.de --beams 4
 
 sacreBLEU on test_2016_flickr 34.2 greedily, 35.0 with four beams, after 25 minutes on two busy cores (5.5M parameters,
-13 passes); 4,200 tokens of German a second where nothing else runs. One seed, nothing tuned but the step size's kind:
+6 passes); 4,200 tokens of German a second where nothing else runs. One seed, nothing tuned but the step size's kind:
 Muon's, as small.py has it, and not the paper's Adam. The curve is in benchmarks/RESULTS.md.
 """
 
