@@ -26,11 +26,13 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Origin:
-    """A model to begin with. meaning: what its outputs stand for; None where it has none."""
+    """A model to begin with. meaning: what its outputs stand for; None where it has none. start: the id with which the
+    decoder beside its encoder begins; None: nobody says, or there is none."""
 
     place: Place
     cfg: ModelConfig
     meaning: tuple | None
+    start: int | None
 
 
 def origin(path: Place | str) -> Origin:
@@ -41,9 +43,10 @@ def origin(path: Place | str) -> Origin:
         return replace(origin(peft.base_of(place)), place=place)
     if is_directory(place):
         found = open_checkpoint(place)
-        return Origin(place, found.cfg, None if found.labels is None else ("Classification", found.labels))
+        labels = None if found.labels is None else ("Classification", found.labels)
+        return Origin(place, found.cfg, labels, found.start)
     experiment = RunDirectory(place).experiment()
-    return Origin(place, experiment.model, meaning(experiment))
+    return Origin(place, experiment.model, meaning(experiment), getattr(experiment.task, "start", None))
 
 
 def meaning(experiment: Experiment) -> tuple | None:

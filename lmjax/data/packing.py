@@ -30,6 +30,11 @@ class Example(NamedTuple):
     source: np.ndarray | None = None
 
 
+def next_tokens(ids: np.ndarray, counted: np.ndarray, source: np.ndarray | None = None) -> Example:
+    """Each token from those before it; what counts is to predict those that are counted, a boolean for each of ids."""
+    return Example(ids[:-1], ids[1:], counted[1:].astype(np.float32), None, source)
+
+
 class Ragged:
     """Arrays of different lengths, one after another in one."""
 

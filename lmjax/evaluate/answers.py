@@ -4,7 +4,7 @@ import numpy as np
 
 from lmjax.data.sources import Record
 from lmjax.errors import at
-from lmjax.evaluate.writing import Writer, write_until
+from lmjax.evaluate.writing import WritingModel, write_until
 from lmjax.experiment import Experiment
 from lmjax.generate.sampling import choice
 from lmjax.generate.text import prompt_ids
@@ -28,7 +28,7 @@ class Answerer:
         room = min(experiment.sampling.max_new_tokens, experiment.model.context // 2)
         ids = [self._prompt(record) for record in records]
         ends = tokenizer.policy.stops if tokenizer.chat is None else stops_of(tokenizer)
-        writer = Writer(experiment.model, params, tokenizer)
+        writer = WritingModel(experiment.model, params, tokenizer)
         # a run has a bar of its own
         written = write_until(writer, ids, (), room, choice(), ends=ends, follow=lambda items, **_: items)
         return [{"answer": text} for text in written.texts]

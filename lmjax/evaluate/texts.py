@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from lmjax.compilation import fast_jit
-from lmjax.data.packing import Example
+from lmjax.data.packing import next_tokens
 from lmjax.data.sources import Record
 from lmjax.errors import UserError
 from lmjax.evaluate.outputs import of_examples
@@ -53,8 +53,7 @@ class Writer:
         examples, eos = [], self.tokenizer.policy.eos
         for prompt, source, new in zip(prompts, sources, news, strict=True):
             whole = np.concatenate([prompt, new, [eos]]).astype(np.int32)
-            weights = (np.arange(len(whole) - 1) >= len(prompt) - 1).astype(np.float32)
-            examples.append(Example(whole[:-1], whole[1:], weights, None, source))
+            examples.append(next_tokens(whole, np.arange(len(whole)) >= len(prompt), source))
         # rows as in training, where the texts are not longer
         experiment, data = self.experiment, self.experiment.data
         length = max(experiment.length, *(len(example.tokens) for example in examples))

@@ -25,7 +25,7 @@ from lmjax.tokenizers.sides import prompt_ids
 NEW_TOKENS = 64
 
 
-class Writer(NamedTuple):
+class WritingModel(NamedTuple):
     """As much of a LanguageModel as writing needs; layers as they lie."""
 
     cfg: ModelConfig
@@ -46,8 +46,8 @@ def ids_of(model: LanguageModel, prompt: str) -> np.ndarray:
 
 
 def write_until(
-    model: LanguageModel | Writer, ids: list[np.ndarray], stops: tuple[str, ...], max_new_tokens: int, how: Choice,
-    seed: int = 0, *, ends: tuple[int, ...] | None = None, follow=followed,
+    model: LanguageModel | WritingModel, ids: list[np.ndarray], stops: tuple[str, ...], max_new_tokens: int,
+    how: Choice, seed: int = 0, *, ends: tuple[int, ...] | None = None, follow=followed,
 ) -> Written:  # fmt: skip
     """What the model writes after each prompt, up to the first of the stop strings, which is no part of it, or up to
     one of the tokens `ends`; None: the tokenizer's own. A prompt that leaves no room for max_new_tokens loses its
@@ -66,7 +66,7 @@ def write_until(
     return Written(texts, sum(len(one) > room for one in ids))
 
 
-def _decoded(model: LanguageModel | Writer, before: np.ndarray, new: np.ndarray) -> str:
+def _decoded(model: LanguageModel | WritingModel, before: np.ndarray, new: np.ndarray) -> str:
     """Decoded together, where the tokenizer would take a space at the beginning for its own."""
     whole, head = model.tokenizer.decode([*before, *new]), model.tokenizer.decode(before)
     return whole[len(head) :] if whole.startswith(head) else model.tokenizer.decode(new)

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lmjax.data.packing import Example
+from lmjax.data.packing import Example, next_tokens
 from lmjax.data.sources import Record
 from lmjax.errors import UserError, at
 from lmjax.models.config import ModelConfig
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.tasks.conversations import continued, example_of, is_conversation, messages_of
+from lmjax.tasks.conversations import continued, is_conversation, messages_of
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.chat import Message, Said, said
 
@@ -73,7 +73,7 @@ class Chat(CausalLM):
                     f"{record.where}: {len(one.ids) - 1} tokens; a row has {length} (task.too_long=cut reads the "
                     "beginning)"
                 )
-            example = example_of(Said(one.ids[: length + 1], one.answered[: length + 1]))
+            example = next_tokens(one.ids[: length + 1], one.answered[: length + 1])
             # an answer may lie behind the cut
             examples += [example] if example.weights.any() else []
         return examples

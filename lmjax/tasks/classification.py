@@ -156,9 +156,7 @@ class Classification:
     def held_out_loss(self, cfg: ModelConfig, params, batch: Batch) -> Loss:
         """The plain negative log-likelihood, and how many labels are the most probable ones."""
         logits_BTC = self.logits(cfg, params, batch)
-        right_BT = jnp.argmax(logits_BTC, axis=-1) == batch.targets_BT
-        loss = cross_entropy(logits_BTC, batch.targets_BT, batch.weights_BT)
-        return replace(loss, correct=jnp.sum(right_BT * batch.weights_BT))
+        return cross_entropy(logits_BTC, batch.targets_BT, batch.weights_BT, count_correct=True)
 
     def logits(self, cfg: ModelConfig, params, batch: Batch) -> jax.Array:
         """(B, T, C); those that count stand at each text's `place`."""

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from lmjax.data.packing import Example
 from lmjax.data.sources import Record
 from lmjax.errors import UserError
 from lmjax.tokenizers import Tokenizer
@@ -42,8 +41,3 @@ def continued(record: Record, tokenizer: Tokenizer, prompt: str, answer: str) ->
     # encoded together as a text is; a token that reaches over the border belongs to the answer
     given = common(np.concatenate([bos, tokenizer.encode(before)]), ids)
     return Said(ids, np.arange(len(ids)) >= given)
-
-
-def example_of(said: Said) -> Example:
-    """Each token from those before it; what counts is what was answered."""
-    return Example(said.ids[:-1], said.ids[1:], said.answered[1:].astype(np.float32))

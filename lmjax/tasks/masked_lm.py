@@ -13,8 +13,8 @@ from lmjax.data.batches import Change
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
-from lmjax.sharding import constrain, sizes_in_use, ways
-from lmjax.tasks.loss import Loss, loss_chunk, vocabulary_loss, with_routing
+from lmjax.sharding import constrain, ways
+from lmjax.tasks.loss import Loss, chunk_of, vocabulary_loss, with_routing
 from lmjax.tokenizers import Tokenizer
 
 # sets the draws of masks apart from all others that the same seed decides
@@ -114,7 +114,7 @@ class MaskedLM:
     def chunk(self, rows: int, length: int, vocab: int) -> int | None:
         """Of `places`, those whose logits exist at one time, in microbatches of so many rows on the mesh in use; None:
         all."""
-        return loss_chunk(rows, self.places(length), vocab, sizes_in_use())
+        return chunk_of("auto", rows, self.places(length), vocab)
 
     def _loss(self, cfg: ModelConfig, params, batch: Batch, hidden_BTD, **kind) -> Loss:
         """The head and the unembedding see `places` of each row: those that count, and some of weight 0 to fill up."""

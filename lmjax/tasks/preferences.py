@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.batch import Batch
-from lmjax.data.packing import Example, PackedRows
+from lmjax.data.packing import Example, PackedRows, next_tokens
 from lmjax.data.sources import Record
 from lmjax.errors import UserError, at
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.tasks.causal_lm import NextToken
-from lmjax.tasks.conversations import continued, example_of, is_conversation, messages_of
+from lmjax.tasks.conversations import continued, is_conversation, messages_of
 from lmjax.tasks.loss import Loss, log_probabilities, with_routing
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.chat import Message, Said, said
@@ -77,7 +77,7 @@ class Preferences(NextToken):
     ) -> list[Example]:
         """One example with both answers, each after the prompt, so that they lie in one row. Raises UserError where
         they are the same, one is empty, or they are too long."""
-        sides = [example_of(side) for side in self.sides(record, tokenizer)]
+        sides = [next_tokens(*side) for side in self.sides(record, tokenizer)]
         types = np.repeat([CHOSEN, REJECTED], [len(side.tokens) for side in sides])
         if len(types) > length:
             if self.too_long == "skip":

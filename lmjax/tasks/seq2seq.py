@@ -4,18 +4,17 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.batch import Batch
-from lmjax.data.packing import Example
+from lmjax.data.packing import Example, next_tokens
 from lmjax.data.sources import Record
 from lmjax.data.templates import filled, names
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.tasks.causal_lm import NextToken
-from lmjax.tasks.loss import Loss, check_loss, vocabulary_loss
+from lmjax.tasks.loss import Loss, check_loss, log_probabilities, vocabulary_loss
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.sides import decoder_start, prompt_ids, source_ids, target_ids
 
@@ -102,16 +101,16 @@ class Seq2Seq(NextToken):
         UserError where a side is too long or missing."""
         before, source = self.prompt(record, tokenizer, cfg)
         whole = np.concatenate([before[:-1], target_ids(self.references(record)[0], tokenizer, before[-1])])
-        tokens, targets = whole[:-1], whole[1:]
-        weights = (np.arange(len(tokens)) >= len(before) - 1).astype(np.float32)
-        for side, ids, room in (("the target", tokens, length), ("the source", source, source_length or length)):
+        example = next_tokens(whole, np.arange(len(whole)) >= len(before), source)
+        sides = (("the target", example.tokens, length), ("the source", source, source_length or length))
+        for side, ids, room in sides:
             if ids is not None and len(ids) > room:
                 if self.too_long == "drop":
                     return []
                 raise UserError(
                     f"{record.where}: {side} has {len(ids)} tokens; a row has {room} (task.too_long=drop leaves it out)"
                 )
-        return [Example(tokens.astype(np.int32), targets, weights, None, source)]
+        return [example]
 
     def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
         """With dropout and smoothing where they are asked for."""
@@ -124,9 +123,10 @@ class Seq2Seq(NextToken):
 
     def log_probabilities(self, cfg: ModelConfig, params, batch: Batch) -> jax.Array:
         """(B, T) of each place's target."""
-        hidden_BTD = self._hidden(cfg, params, batch, None)
-        logits_BTV = transformer.logits(transformer.unembedding(cfg, params), hidden_BTD, cfg.logit_cap)
-        return jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), batch.targets_BT[..., None], axis=-1)[..., 0]
+        return log_probabilities(
+            self._hidden(cfg, params, batch, None), transformer.unembedding(cfg, params), batch.targets_BT,
+            chunk=self.chunk(*batch.targets_BT.shape, cfg.vocab), cap=cfg.logit_cap,
+        )  # fmt: skip
 
     def _loss(self, cfg: ModelConfig, params, batch: Batch, key, **kind) -> Loss:
         return vocabulary_loss(

@@ -19,7 +19,7 @@ from lmjax.tokenizers.chat import with_template
 from lmjax.tokenizers.sides import prompt_ids
 from lmjax.train import reading
 from lmjax.train.reading import Reading
-from lmjax.train.start import fitting, rooted, speaking, start_of, starting
+from lmjax.train.start import fitting, rooted, speaking, starting
 from lmjax.train.step import check_split, kernel
 
 
@@ -62,7 +62,7 @@ def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] |
             experiment = experiment.with_vocab(begun.model.vocab)
         else:
             experiment, tokenizer = fitting(experiment, tokenizer), speaking(experiment, tokenizer)
-        experiment = starting(experiment, getattr(begun.task, "start", None) if begun else start_of(experiment))
+        experiment = starting(experiment, begun)
     experiment = experiment.with_vocab(tokenizer.vocab_size)
     # what the tokenizer lacks for the task is found before it reads the text
     experiment.task.change(tokenizer, experiment.seed)

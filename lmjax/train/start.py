@@ -11,7 +11,6 @@ from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
 from lmjax.interop import peft
 from lmjax.interop.family import normal
-from lmjax.interop.read import open_checkpoint
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.loaded import BASE, HUB, base_params, identity, is_peft, params_at, resolve
 from lmjax.models.positions import Learned
@@ -45,8 +44,8 @@ def fitting(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
 
 def speaking(experiment: Experiment, tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the chat template of what training starts from, where it has none of its own."""
-    theirs = _tokenizer(resolve(experiment.init_from))
-    if tokenizer.chat is not None or theirs is None:
+    theirs = None if tokenizer.chat is not None else _tokenizer(resolve(experiment.init_from))
+    if theirs is None:
         return tokenizer
     spoken = copy.copy(tokenizer)
     spoken.chat = theirs.chat
@@ -74,20 +73,15 @@ def rooted(experiment: Experiment) -> Experiment:
     return replace(experiment, init_from=str(Path(base).absolute()))
 
 
-def start_of(experiment: Experiment) -> int | None:
-    """The id with which the decoder of what training starts from begins."""
-    place = resolve(experiment.init_from)
-    if (place / "experiment.json").is_file():
-        return getattr(RunDirectory(place).experiment().task, "start", None)
-    return None if is_peft(place) else open_checkpoint(place).start
-
-
-def starting(experiment: Experiment, start: int | None) -> Experiment:
-    """With this id for the decoder of a task that has none of its own."""
+def starting(experiment: Experiment, begun: Experiment | None) -> Experiment:
+    """With the id for the decoder of a task that has none of its own: the run's, where that has begun, else that of
+    what training starts from."""
     task = experiment.task
     if not isinstance(task, Seq2Seq) or task.start is not None or not experiment.model.encoder_layers:
         return experiment
-    return replace(experiment, task=replace(task, start=start))
+    if begun is not None:
+        return replace(experiment, task=replace(task, start=getattr(begun.task, "start", None)))
+    return replace(experiment, task=replace(task, start=inherited.origin(experiment.init_from).start))
 
 
 def _tokenizer(place: Place) -> Tokenizer | None:
