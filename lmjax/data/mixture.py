@@ -55,17 +55,18 @@ def read_as(source: AnySource, path: str) -> Source:
     (first, _), *_ = parts(source)
     if ".jsonl" in PurePosixPath(path).suffixes:
         return JsonLines(path=path)
-    if not isinstance(first, FileSource):
+    if isinstance(first, Parallel) and path.count(",") == 1:
+        return replace(first, path=tuple(path.split(",")))
+    if isinstance(first, Parallel) or not isinstance(first, FileSource):
         return Table(path=path)
-    return replace(first, path=tuple(path.split(",")) if isinstance(first, Parallel) else path)
+    return replace(first, path=path)
 
 
 def read_for(task, source: AnySource, path: str) -> Source:
     """As `read_as`; of a file that is neither JSON nor a table each line is the one field that the task reads."""
-    suffixes = set(PurePosixPath(path).suffixes)
     (first, _), *_ = parts(source)
-    if suffixes & {".jsonl", ".tsv", ".csv"} or isinstance(first, Squad):
-        return read_as(source, path) if not isinstance(first, Parallel) or ".jsonl" in suffixes else Table(path=path)
+    if {".jsonl", ".tsv", ".csv"}.intersection(PurePosixPath(path).suffixes) or isinstance(first, Squad):
+        return read_as(source, path)
     if len(task.fields) != 1:
         names = ", ".join(map(repr, task.fields))
         raise UserError(f"{path_text(path)}: a line has one text, and the model reads {names}; expected .jsonl or .tsv")

@@ -115,5 +115,6 @@ def test_a_file_is_read_as_the_source_reads_its_own(tmp_path):
     table = Table(path="train.tsv", columns=("text", "label"))
     assert read_as(table, "test.tsv") == Table(path="test.tsv", columns=("text", "label"))
     assert read_as(table, "test.jsonl") == JsonLines(path="test.jsonl")
+    assert read_as(Parallel(path=("a", "b")), "test.tsv") == Table(path="test.tsv")
     pair = read_as(Parallel(path=("a", "b")), "c.en,c.de")
     assert pair.path == ("c.en", "c.de")

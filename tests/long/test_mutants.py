@@ -18,8 +18,8 @@ COMMIT = """\
 # name: (file, text, replacement, the test that finds it)
 MUTANTS = {
     "a double label shift": (
-        "lmjax/data/windows.py", "targets_BT=np.ascontiguousarray(ids_BS[:, 1:])",
-        "targets_BT=np.ascontiguousarray(np.roll(ids_BS[:, 1:], -1, axis=1))",
+        "lmjax/data/windows.py", "targets_BT=np.ascontiguousarray(ids_BS[:, ahead:])",
+        "targets_BT=np.ascontiguousarray(np.roll(ids_BS[:, ahead:], -1, axis=1))",
         "tests/data/test_windows.py::test_every_token_but_the_first_is_a_target_once",
     ),
     "no segment mask": (
