@@ -15,7 +15,8 @@ from lmjax.data.sources import Record
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
-from lmjax.tasks.loss import Loss, check_loss, cross_entropy
+from lmjax.tasks.loss import Loss, check_loss, cross_entropy, with_routing
+from lmjax.tasks.segments import same_segment, segment_mean
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.pairs import encode_pair
 
@@ -141,17 +142,18 @@ class Classification:
         """Batches are read as they are."""
 
     def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
-        """With dropout and smoothing where they are asked for."""
+        """With dropout and smoothing where they are asked for; experts' losses as those of CausalLM."""
         # the masks of the model's own dropout must not be the same ones
         token_key, output_key = (jax.random.fold_in(dropout_key, i) for i in (1, 2))
         if self.token_dropout:
             batch = without_tokens(batch, self.token_dropout, token_key)
-        hidden_BTD, _ = transformer.trained(
+        hidden_BTD, routing = transformer.trained(
             cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, types_BT=batch.types_BT,
             dropout_key=dropout_key if cfg.dropout else None,
         )  # fmt: skip
         logits_BTC = self._logits(cfg, params, batch, hidden_BTD, output_key if cfg.dropout else None)
-        return cross_entropy(logits_BTC, batch.targets_BT, batch.weights_BT, label_smoothing=self.label_smoothing)
+        loss = cross_entropy(logits_BTC, batch.targets_BT, batch.weights_BT, label_smoothing=self.label_smoothing)
+        return with_routing(loss, routing, cfg.feedforward)
 
     def held_out_loss(self, cfg: ModelConfig, params, batch: Batch) -> Loss:
         """The plain negative log-likelihood, and how many labels are the most probable ones."""
@@ -167,7 +169,7 @@ class Classification:
 
     def _logits(self, cfg: ModelConfig, params, batch: Batch, hidden_BTD, dropout_key=None) -> jax.Array:
         if self.pooling_of(cfg) == "mean":
-            hidden_BTD = segment_means(hidden_BTD, batch.segments_BT)
+            hidden_BTD = segment_mean(hidden_BTD, same_segment(batch.segments_BT))
         return transformer.outputs(cfg, params, hidden_BTD, dropout_key=dropout_key)
 
 
@@ -175,10 +177,3 @@ def without_tokens(batch: Batch, share: float, key: jax.Array) -> Batch:
     """A batch in which some tokens are padding: this share of those at places that predict nothing."""
     kept_BT = jax.random.bernoulli(key, 1 - share, batch.tokens_BT.shape) | (batch.weights_BT > 0)
     return replace(batch, segments_BT=jnp.where(kept_BT, batch.segments_BT, 0))
-
-
-def segment_means(hidden_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    """At each place the mean over all places of its segment."""
-    same_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]).astype(hidden_BTD.dtype)
-    sums_BTD = jnp.einsum("BTS,BSD->BTD", same_BTS, hidden_BTD)
-    return sums_BTD / same_BTS.sum(-1, keepdims=True)

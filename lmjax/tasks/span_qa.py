@@ -14,7 +14,8 @@ from lmjax.data.sources import Record
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
-from lmjax.tasks.loss import Loss
+from lmjax.tasks.loss import Loss, with_routing
+from lmjax.tasks.segments import same_segment, segment_max, segment_sum
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.pairs import encode_pair
 from lmjax.tokenizers.spans import spans
@@ -185,12 +186,14 @@ class SpanQA:
         return int(covering[0]), int(covering[-1])
 
     def training_loss(self, cfg: ModelConfig, params, batch: Batch, dropout_key) -> Loss:
-        """The mean of the cross-entropies of the first and the last token, a sum over the windows."""
-        hidden_BTD, _ = transformer.trained(
+        """The mean of the cross-entropies of the first and the last token, a sum over the windows; experts' losses
+        as those of CausalLM."""
+        hidden_BTD, routing = transformer.trained(
             cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, types_BT=batch.types_BT,
             dropout_key=dropout_key if cfg.dropout else None,
         )  # fmt: skip
-        return span_loss(transformer.outputs(cfg, params, hidden_BTD), batch)
+        loss = span_loss(transformer.outputs(cfg, params, hidden_BTD), batch)
+        return with_routing(loss, routing, cfg.feedforward)
 
     def held_out_loss(self, cfg: ModelConfig, params, batch: Batch) -> Loss:
         """The same without dropout, and in how many windows both ends are the most probable ones."""
@@ -227,23 +230,9 @@ def _flags(batch: Batch) -> jax.Array:
     return (batch.targets_BT[..., None] & jnp.array([START, END])) > 0
 
 
-def segment_max(x_BTC: jax.Array, same_BTS: jax.Array) -> jax.Array:
-    """At each place the largest of its segment."""
-    return jnp.max(jnp.where(same_BTS[..., None], x_BTC[:, None], -jnp.inf), axis=2)
-
-
-def segment_sum(x_BTC: jax.Array, same_BTS: jax.Array) -> jax.Array:
-    """At each place the sum over its segment, in the precision of x on every device."""
-    return jnp.einsum("BTS,BSC->BTC", same_BTS.astype(x_BTC.dtype), x_BTC, precision="highest")
-
-
-def _same(batch: Batch) -> jax.Array:
-    return batch.segments_BT[:, :, None] == batch.segments_BT[:, None, :]
-
-
 def span_loss(logits_BTC: jax.Array, batch: Batch) -> Loss:
     """-log softmax over the places of a segment, at the ends that are flagged. weight: the number of windows."""
-    same_BTS, flags_BTC = _same(batch), _flags(batch)
+    same_BTS, flags_BTC = same_segment(batch.segments_BT), _flags(batch)
     top_BTC = jax.lax.stop_gradient(segment_max(logits_BTC, same_BTS))
     log_z_BTC = top_BTC + jnp.log(segment_sum(jnp.exp(logits_BTC - top_BTC), same_BTS))
     nats_BTC = jnp.where(flags_BTC, log_z_BTC - logits_BTC, 0)
@@ -253,7 +242,7 @@ def span_loss(logits_BTC: jax.Array, batch: Batch) -> Loss:
 
 def spans_right(logits_BTC: jax.Array, batch: Batch) -> jax.Array:
     """How many windows have both of their ends where the logits are largest."""
-    same_BTS, flags_BTC = _same(batch), _flags(batch)
+    same_BTS, flags_BTC = same_segment(batch.segments_BT), _flags(batch)
     hits_BTC = flags_BTC & (logits_BTC == segment_max(logits_BTC, same_BTS))
     count_BT = segment_sum(hits_BTC.astype(jnp.float32), same_BTS).sum(-1)
     return jnp.sum(flags_BTC[..., 0] & (count_BT == 2), dtype=jnp.float32)

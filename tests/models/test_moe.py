@@ -10,6 +10,8 @@ import pytest
 from lmjax.models import moe, transformer
 from lmjax.models.feedforward import Experts
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.classification import Classification
+from lmjax.tasks.span_qa import SpanQA
 from tests import tiny
 
 
@@ -136,12 +138,16 @@ def test_only_training_drops_and_has_the_routers_losses(model):
     assert held_out.total == task.held_out_loss(cfg, params, batch).total
 
 
-def test_the_routers_losses_are_sums_over_target_tokens(model):
-    cfg, params, batch = model
+@pytest.mark.parametrize("task", [CausalLM(), Classification(labels=("a", "b")), SpanQA()])
+def test_the_routers_losses_are_sums_over_what_is_predicted(model, task):
+    cfg, _, batch = model
     ff = replace(cfg.feedforward, balance=0.3, router_z_loss=0.07)
-    loss = CausalLM().training_loss(replace(cfg, feedforward=ff), params, batch, None)
+    cfg, key = replace(cfg, feedforward=ff, outputs=task.outputs), jax.random.key(0)
+    params = transformer.init_params(cfg, key)
+    batch = replace(batch, targets_BT=batch.targets_BT % 2, segments_BT=jnp.ones_like(batch.tokens_BT))
+    loss = task.training_loss(cfg, params, batch, key)
     routed = jax.tree.map(lambda x: x / loss.weight, loss.routed)
     np.testing.assert_allclose(routed.penalty, cfg.layers * (0.3 * routed.balance + 0.07 * routed.z), rtol=1e-5)
     assert loss.objective == loss.total + loss.routed.penalty
     none = replace(batch, weights_BT=jnp.zeros_like(batch.weights_BT))
-    assert CausalLM().training_loss(cfg, params, none, None).objective == 0
+    assert task.training_loss(cfg, params, none, key).objective == 0
