@@ -8,7 +8,6 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Dense, Experts
 from lmjax.models.lora import is_table
 from lmjax.models.transformer import abstract_params
-from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.trained import parts
 from lmjax.trees import named_leaves
 
@@ -19,6 +18,9 @@ PARTS = {
     "attention": ("blocks/attention/", "blocks/cross_attention/"), "feed-forward": "blocks/feedforward/", "norms": "",
     "unembedding": "unembedding", "heads": ("masked_head", "pooler", "outputs"),
 }  # fmt: skip
+
+# what the probabilities of tokens are made by
+OF_TOKENS = ("embedding", "unembedding", "masked_head/")
 
 
 def params_by_part(cfg: ModelConfig) -> dict[str, int]:
@@ -89,18 +91,23 @@ def passed_by(experiment: Experiment) -> float:
         if path in which.trained or path in which.adapted or (is_table(path) and not unembeds):
             continue
         of_experts = isinstance(cfg.feedforward, Experts) and leaf.ndim == 4 and "/feedforward/" in path
-        total += math.prod(leaf.shape) * (cfg.feedforward.chosen / cfg.feedforward.count if of_experts else 1)
+        used = cfg.feedforward.chosen / cfg.feedforward.count if of_experts else 1
+        used *= predicted_share(experiment) if path.startswith(OF_TOKENS) else 1
+        total += math.prod(leaf.shape) * used
     return total
 
 
+def predicted_share(experiment: Experiment) -> float:
+    """Of the places of a row those whose tokens' probabilities are computed."""
+    return experiment.task.predicted(experiment.length) / experiment.length
+
+
 def unpredicted(experiment: Experiment) -> float:
-    """The parameters of the head and the unembedding that a token in the mean is not multiplied by, as the task
-    predicts some places of a row alone."""
-    cfg, task = experiment.model, experiment.task
-    if not isinstance(task, MaskedLM):
-        return 0.0
+    """The parameters of the head of masked tokens and the unembedding that a token in the mean is not multiplied by, as
+    the task predicts the tokens of some places of a row alone, or of none."""
+    cfg = experiment.model
     head = sum(math.prod(leaf.shape) for path, leaf in named_leaves(abstract_params(cfg)) if "masked_head/" in path)
-    return (1 - task.count(experiment.length) / experiment.length) * (cfg.vocab * cfg.width + head)
+    return (1 - predicted_share(experiment)) * (cfg.vocab * cfg.width + head)
 
 
 def graded_share(experiment: Experiment) -> float:

@@ -9,7 +9,7 @@ from lmjax.experiment import Experiment
 from lmjax.models import splash
 from lmjax.models.attention import Splash
 from lmjax.models.transformer import abstract_params
-from lmjax.plan.counts import kept_activations
+from lmjax.plan.counts import kept_activations, predicted_share
 from lmjax.sharding import share
 from lmjax.tasks.loss import LOGIT_BYTES
 from lmjax.train import state as train_state
@@ -54,9 +54,12 @@ def temporaries(experiment: Experiment, mesh, trained: int) -> Temporaries:
     rows, length, width = share(("batch", "length", None), (experiment.microbatch_size, cfg.context, cfg.width), sizes)
     (vocab,) = share(("vocab",), (cfg.vocab,), sizes)
     hidden = number * rows * length * width
-    logits = min(4.0 * rows * length * vocab, LOGIT_BYTES)
-    # the matrix and the float32 sum of its gradient are whole; logits, their gradient and its cast; vectors, in and out
-    loss = (number + 4) * vocab * width + (2 + number / 4) * logits + 2 * hidden
+    logits = min(4.0 * rows * length * predicted_share(experiment) * vocab, LOGIT_BYTES)
+    # logits, their gradient and its cast; vectors, in and out
+    loss = (2 + number / 4) * logits + 2 * hidden
+    if logits:
+        # the matrix and the float32 sum of its gradient are whole
+        loss += (number + 4) * vocab * width
     return Temporaries(
         kept=kept_activations(experiment) / ways,
         gradients=trained * (1 if experiment.microbatches == 1 else 2) + 2 * (adapted - in_blocks),

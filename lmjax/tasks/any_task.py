@@ -2,8 +2,9 @@
 
 on_records: whether it reads records by named fields (`data/records.py`), or documents as one stream of tokens.
 fields: of a record, what a task on records reads. ahead: of one on documents, how many tokens behind each one its
-target stands. has_types: whether its batches have that part. outputs: numbers that it needs of the model's head. check:
-of a model whose context is the length of a row.
+target stands. has_types: whether its batches have that part. outputs: numbers that it needs of the model's head.
+predicted: of so many places of a row those whose tokens' probabilities are computed. check: of a model whose context
+is the length of a row.
 """
 
 from lmjax.tasks.causal_lm import CausalLM

@@ -40,6 +40,10 @@ class NextToken:
     def change(self, tokenizer: Tokenizer, seed: int) -> None:
         """Batches are read as they are."""
 
+    def predicted(self, length: int) -> int:
+        """Of a row's places, those whose tokens' probabilities are computed."""
+        return length
+
     def chunk(self, rows: int, length: int, vocab: int) -> int | None:
         """The places of a row at one time, in microbatches of so many rows on the mesh in use; None: all."""
         return chunk_of(self.loss_chunk, rows, length, vocab)

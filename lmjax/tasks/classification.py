@@ -60,6 +60,10 @@ class Classification:
         if self.pooling == "first" and cfg.causal:
             raise ValueError("task.pooling is first, and of a causal model the first token has seen no other")
 
+    def predicted(self, length: int) -> int:
+        """There are no probabilities of tokens."""
+        return 0
+
     def chunk(self, rows: int, length: int, vocab: int) -> None:
         """All places of a row at one time: there are no logits over a vocabulary."""
 

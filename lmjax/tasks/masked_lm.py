@@ -53,14 +53,14 @@ class MaskedLM:
         if cfg.causal or cfg.encoder_layers:
             raise ValueError("task MaskedLM reads both sides of a token; expected an encoder, model.causal False")
 
-    def count(self, tokens: int) -> int:
+    def predicted(self, length: int) -> int:
         """How many of so many tokens of a row are predicted."""
-        return min(tokens, max(1, round(self.share * tokens)))
+        return min(length, max(1, round(self.share * length)))
 
     def places(self, length: int) -> int:
         """Room for the predictions of a row, on the mesh in use."""
         together = TOGETHER * ways("length")
-        return min(length, -(-self.count(length) // together) * together)
+        return min(length, -(-self.predicted(length) // together) * together)
 
     def change(self, tokenizer: Tokenizer, seed: int) -> Change:
         """Hides tokens of batches whose targets are the tokens themselves; what weighs something may be hidden. The
@@ -88,7 +88,7 @@ class MaskedLM:
 
     def _drawn(self, tokens_T, may, draws: np.random.Generator, mask: int, others) -> tuple[np.ndarray, np.ndarray]:
         """(the places of a row that are predicted, what the model reads there)."""
-        places = draws.permutation(may)[: self.count(len(may))]
+        places = draws.permutation(may)[: self.predicted(len(may))]
         kind, another = draws.random(len(places)), draws.choice(others, len(places))
         read = np.where(kind < self.masked + self.random, another, tokens_T[places])
         return places, np.where(kind < self.masked, mask, read)

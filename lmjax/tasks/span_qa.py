@@ -92,6 +92,10 @@ class SpanQA:
         if self.mark_shared and cfg.token_types < 3:
             raise ValueError(f"task.mark_shared needs model.token_types to be 3 or more; it is {cfg.token_types}")
 
+    def predicted(self, length: int) -> int:
+        """There are no probabilities of tokens."""
+        return 0
+
     def chunk(self, rows: int, length: int, vocab: int) -> None:
         """All places of a row at one time: there are no logits over a vocabulary."""
 

@@ -19,8 +19,10 @@ from lmjax.plan import counts, published, scaling
 from lmjax.plan.compiled import abstract_batch
 from lmjax.plan.counts import PETAFLOP_DAY, flops_per_token, three_digits
 from lmjax.sharding import Mesh, build_mesh
+from lmjax.tasks.classification import Classification
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
+from lmjax.tasks.span_qa import SpanQA
 from lmjax.train.step import grads_and_loss
 from lmjax.trained import split
 from lmjax.trees import count
@@ -150,6 +152,17 @@ def test_places_that_are_not_predicted_save_what_the_compiler_saves():
     saved = compiled_flops(many) - compiled_flops(few)
     assert 6 * (counts.unpredicted(few) - counts.unpredicted(many)) == pytest.approx(saved, rel=0.1)
     assert counts.trained_flops_per_token(few) == counts.flops_per_token(cfg) - 6 * counts.unpredicted(few)
+
+
+@pytest.mark.parametrize("frozen", [(), ("embedding",)])
+@pytest.mark.parametrize("task", [Classification(labels=("a", "b")), SpanQA()])
+def test_labels_and_spans_have_no_vocabulary_at_work(task, frozen):
+    cfg = tiny.bert(
+        layers=1, vocab=5_000, width=128, heads=4, context=64, pooler=False, masked_head=None, outputs=2
+    )  # fmt: skip
+    experiment = tiny.experiment("unused", model=cfg, batch_size=4, microbatches=1, task=task, freeze=frozen)
+    work = counts.work_per_token(cfg).total - 6 * counts.unpredicted(experiment) - 2 * counts.passed_by(experiment)
+    assert 0.85 < work / compiled_flops(experiment) < 1.0
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_the_head_sees_the_hidden_places_alone():
 def test_there_is_room_for_every_count():
     for task in (TASK, MaskedLM(share=0.999), MaskedLM(share=0.001)):
         for length in (2, 5, 16, 128, 509):
-            counts = [task.count(n) for n in range(1, length + 1)]
+            counts = [task.predicted(n) for n in range(1, length + 1)]
             assert counts == sorted(counts) and counts[0] >= 1 and counts[-1] <= task.places(length) <= length
 
 
