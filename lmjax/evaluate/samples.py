@@ -1,10 +1,8 @@
 """What a run shows along the way: text that it writes, what it puts for hidden tokens, or what it makes of some
 held-out records."""
 
-from itertools import islice
-
 from lmjax.data.batches import Rows
-from lmjax.data.mixture import records_of
+from lmjax.data.sources import Record
 from lmjax.evaluate.masked import Filler
 from lmjax.evaluate.predictors import predictor
 from lmjax.experiment import Experiment
@@ -16,16 +14,15 @@ SHOWN = 3
 
 
 class Samples:
-    """Of a run, compiled once. read: what it is evaluated on."""
+    """Of a run, compiled once. read: what it is evaluated on. records: those that it is of, for a task on records."""
 
-    def __init__(self, experiment: Experiment, tokenizer: Tokenizer, read: Rows):
+    def __init__(self, experiment: Experiment, tokenizer: Tokenizer, read: Rows, records: list[Record]):
         self.experiment, self.tokenizer = experiment, tokenizer
         self._predictor, self._records = None, []
         self._filler = Filler(experiment, tokenizer, read) if isinstance(experiment.task, MaskedLM) else None
         if experiment.task.on_records:
             self._predictor = predictor(experiment, tokenizer)
-            count = max(SHOWN, experiment.score_records)
-            self._records = list(islice(records_of(experiment.data.source, "held_out"), count))
+            self._records = records[: max(SHOWN, experiment.score_records)]
 
     def text(self, params) -> str:
         """For samples.txt."""

@@ -94,7 +94,7 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
     made, loss_of = predict(experiment, mesh, screen.say), compile_loss(experiment)
     rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=steps))(np.arange(steps)))
     evaluated, tokenizer = prepared.reading.held_out, prepared.tokenizer
-    samples = Samples(experiment, tokenizer, evaluated)
+    samples = Samples(experiment, tokenizer, evaluated, prepared.reading.records)
     best = hosts.by_first("best", lambda: checkpoint.best_loss(run.checkpoints))
     here = local_rows(mesh, experiment.batch_size)
     place = partial(place_batch, mesh=mesh, rows=experiment.batch_size)
@@ -149,8 +149,8 @@ def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool) -> lis
         if any(change.startswith("steps:") for change in changes) and steps and steps[-1] > prepared.experiment.steps:
             raise UserError(f"--steps={prepared.experiment.steps}: {run.path} is already at step {steps[-1]}")
         return [f"changed since the run began: {change}" for change in changes]
-    remembered, lines = prepared.reading.remembered, held_out_lines(prepared.experiment)
-    run.begin(prepared.experiment, prepared.tokenizer, remembered, lines)
+    lines = held_out_lines(prepared.experiment, prepared.reading)
+    run.begin(prepared.experiment, prepared.tokenizer, prepared.reading.remembered, lines)
     return []
 
 
@@ -173,7 +173,8 @@ def resume(
         screen.say(f"resuming {run.path} after step {manifest.step}")
     if changed and hosts.first():
         # it was accepted, and fits the checkpoint
-        run.write_experiment(experiment, prepared.reading.remembered, held_out_lines(experiment))
+        lines = held_out_lines(experiment, prepared.reading)
+        run.write_experiment(experiment, prepared.reading.remembered, lines)
     run.write_json("environment.json", environment())
     run.cut(0 if manifest is None else manifest.step)
     run.upload()
