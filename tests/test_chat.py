@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lmjax.errors import UserError
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.tokenizers import Bytes, Characters, SentencePiece, chat, load
-from lmjax.tokenizers.chat import Chat, chat_ids, render, said, stops_of, with_template
+from lmjax.tokenizers.chat import Chat, chat_ids, dated, render, said, stops_of, with_template
 from tests import tiny
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -45,6 +46,20 @@ def test_the_template_travels_with_a_run(directory, tmp_path):
     assert chat_ids(load(tmp_path / "run"), HELLO).tolist() == chat_ids(tokenizer, HELLO).tolist()
 
 
+def test_the_date_of_a_run_stays_what_it_was_when_it_began(directory, tmp_path):
+    today = of_directory(tiny.chatml(directory, "{{ strftime_now('%d %b %Y') }}" + tiny.CHATML))
+    begun = dated(today)
+    assert render(begun.chat, HELLO, reply=True) == render(today.chat, HELLO, reply=True)
+    assert today.chat.date is None and begun.chat.date == time.strftime("%Y-%m-%d")
+    begun.chat = replace(begun.chat, date="2024-07-26")
+    begun.save(tmp_path / "run")
+    stored = load(tmp_path / "run")
+    assert dated(stored) is stored and render(stored.chat, HELLO, reply=True).startswith("26 Jul 2024<")
+    # a template that tells no date needs none
+    plain = of_directory(tiny.chatml(directory))
+    assert dated(plain) is plain
+
+
 def test_where_a_template_may_stand(directory):
     (directory / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
     assert chat_ids(of_directory(directory), HELLO).tolist() == as_bytes("Hello!")
@@ -62,6 +77,9 @@ def test_settings_of_the_environment():
     assert render(Chat(text), [{"role": "user", "content": "é<"}], reply=True) == '"é<"'
     assert render(Chat("{{ bos_token }}", {"bos_token": "<s>"}), HELLO, reply=True) == "<s>"
     assert render(Chat("{{ strftime_now('%Y') }}"), HELLO, reply=True) == time.strftime("%Y")
+    # as transformers renders: what there is not is None, and marks around answers say nothing
+    text = "{% if tools is not none or documents is not none %}no{% endif %}{% generation %}{{ messages[0].content }}{% endgeneration %}"
+    assert render(Chat(text), HELLO, reply=True) == "Hello"
 
 
 @pytest.mark.parametrize(

@@ -165,8 +165,8 @@ def begun(
 
 
 def generate(
-    cfg: ModelConfig, params, prompts: list[np.ndarray], *, max_new_tokens: int | np.ndarray, how: Choice, seed: int = 0,
-    stops: tuple[int, ...] = (), known: int | None = None, sources: list[np.ndarray] | None = None,
+    cfg: ModelConfig, params, prompts: list[np.ndarray], *, max_new_tokens: int | np.ndarray, how: Choice,
+    seed: int = 0, stops: tuple[int, ...] = (), known: int | None = None, sources: list[np.ndarray] | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
     """The new tokens of each prompt, without the prompt; up to max_new_tokens, of all or of each, up to one of `stops`
     (not included). known: how many ids the tokenizer has, where the model's vocabulary is larger. sources: see `begun`.

@@ -17,8 +17,8 @@ def write_all(
     sources: list[np.ndarray] | None = None, rows: int | None = None,
     followed: Callable[[list], Iterable] = iter, **settings,
 ) -> list[np.ndarray]:  # fmt: skip
-    """The new tokens of each prompt, as `beam.write`. max_new_tokens: of all, or of each. rows: at one time. followed: goes through the batches, lists of
-    the prompts' numbers, and may tell of it."""
+    """The new tokens of each prompt, as `beam.write`. max_new_tokens: of all, or of each. rows: at one time. followed:
+    goes through the batches, lists of the prompts' numbers, and may tell of it."""
     # rows of like lengths together; always as many, so that few programs are compiled
     B = rows or (ROWS_ON_CPU if jax.default_backend() == "cpu" else ROWS)
     order = np.argsort([len(one) for one in sources or prompts], kind="stable")[::-1]

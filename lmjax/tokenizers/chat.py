@@ -5,6 +5,7 @@ with limits on time and memory. What it puts around the messages may be control 
 """
 
 import copy
+import datetime
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,10 +39,12 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Chat:
-    """template: in Jinja. names: of the special tokens that templates speak of, such as bos_token, with their texts."""
+    """template: in Jinja. names: of the special tokens that templates speak of, such as bos_token, with their texts.
+    date: the day that a template which tells it is told, in ISO 8601; None: today."""
 
     template: str
     names: dict[str, str] = field(default_factory=dict)
+    date: str | None = None
 
 
 def chat_of(directory: Path) -> Chat | None:
@@ -83,6 +86,16 @@ def with_template(tokenizer: "Tokenizer", template: str | None) -> "Tokenizer":
     known = {} if tokenizer.chat is None else tokenizer.chat.names
     spoken.chat = Chat(PLAIN if template == "plain" else _text(Path(template)), known | names)
     return spoken
+
+
+def dated(tokenizer: "Tokenizer") -> "Tokenizer":
+    """The tokenizer of a run that begins: where its template tells the date, that stays today's, or conversations would
+    have other ids tomorrow."""
+    if tokenizer.chat is None or tokenizer.chat.date is not None or "strftime_now" not in tokenizer.chat.template:
+        return tokenizer
+    fixed = copy.copy(tokenizer)
+    fixed.chat = replace(tokenizer.chat, date=datetime.date.today().isoformat())
+    return fixed
 
 
 def _text(file: Path) -> str:
@@ -219,7 +232,7 @@ def stops_of(tokenizer: "Tokenizer") -> tuple[int, ...]:
 def render(chat: Chat, messages: list[Message], *, reply: bool) -> str:
     """What the template makes of the messages. Raises UserError where it fails, or takes too long or too much."""
     variables = chat.names | {"messages": messages, "add_generation_prompt": reply}
-    answer = _renderer.ask({"template": chat.template, "variables": variables})
+    answer = _renderer.ask({"template": chat.template, "variables": variables, "date": chat.date})
     if "refused" in answer:
         raise UserError(f"the chat template refuses: {' '.join(answer['refused'].split())[:300]}")
     return answer["text"]

@@ -15,7 +15,7 @@ from lmjax.experiment import Experiment
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import build_mesh
 from lmjax.tokenizers import Tokenizer
-from lmjax.tokenizers.chat import with_template
+from lmjax.tokenizers.chat import dated, with_template
 from lmjax.tokenizers.sides import prompt_ids
 from lmjax.train import reading
 from lmjax.train.reading import Reading
@@ -63,6 +63,7 @@ def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] |
         else:
             experiment, tokenizer = fitting(experiment, tokenizer), speaking(experiment, tokenizer)
         experiment = starting(experiment, begun)
+    tokenizer = tokenizer if begun else dated(tokenizer)
     experiment = experiment.with_vocab(tokenizer.vocab_size)
     # what the tokenizer lacks for the task is found before it reads the text
     experiment.task.change(tokenizer, experiment.seed)
