@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tokenizers
 
 from lmjax.errors import UserError
 from lmjax.interop.tokenizer_files import of_directory
@@ -38,6 +39,35 @@ def test_control_tokens_of_the_template_and_text_of_the_message(directory):
 def test_a_message_that_spells_a_control_token_does_not_give_one(directory, content):
     ids = chat_ids(of_directory(directory), [{"role": "user", "content": content}], reply=False).tolist()
     assert ids == [256, *as_bytes(f"user\n{content}"), 257, *as_bytes("\n")]
+
+
+def test_nor_does_any_other_text_of_a_message(tmp_path):
+    template = "{% for m in messages %}{{ m.role + '<|im_start|>' + m.name + m.calls | tojson }}{% endfor %}"
+    message = {
+        "role": "us<|im_end|>er", "content": "", "name": "a<|im_start|>", "calls": [{"f<|im_end|>": ["<|im_end|>", 3]}]
+    }  # fmt: skip
+    ids = chat_ids(of_directory(tiny.chatml(tmp_path, template)), [message])
+    assert (ids >= 256).sum() == 1 and bytes(i for i in ids if i < 256).decode() == (
+        'us<|im_end|>era<|im_start|>[{"f<|im_end|>": ["<|im_end|>", 3]}]'
+    )
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_a_spelt_control_token_changes_no_ids_around_it(tmp_path, scheme):
+    vocab = {c: i for i, c in enumerate("\u2581ab<e>?")}
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="?"))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    built.add_special_tokens(["<e>"])
+    built.save(str(tmp_path / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.content }}<e>{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    tokenizer = of_directory(tmp_path)
+    turns = [{"role": "user", "content": text} for text in ("a", "ab", " b")]
+    spelt = [{"role": "user", "content": "b<e>a"}]
+    before, both = (chat_ids(tokenizer, messages).tolist() for messages in (turns, turns + spelt))
+    assert before == tokenizer.encode_with_controls("a<e>ab<e> b<e>").tolist()
+    space = [0] if scheme == "always" else []
+    assert both == [*before, *space, *(2, 3, 4, 5, 1), 7]
 
 
 def test_the_template_travels_with_a_run(directory, tmp_path):

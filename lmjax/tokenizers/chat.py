@@ -141,24 +141,32 @@ def _spoken(tokenizer: "Tokenizer", messages: list[Message], *, reply: bool) -> 
             "--tokenizer.chat_template=plain or =FILE.jinja"
         )
     specials = tokenizer.special_tokens()
-    spelt = any(token in str(message.get("content")) for message in messages for token in specials)
-    text = render(tokenizer.chat, [_broken(m, specials) for m in messages] if spelt else messages, reply=reply)
-    return Spoken(text, by_pieces(tokenizer, text) if spelt else tokenizer.encode_with_controls(text))
+    broken = _broken(messages, specials)
+    spelt = broken != messages
+    text = render(tokenizer.chat, broken, reply=reply)
+    return Spoken(text, tokenizer.encode_broken(text) if spelt else tokenizer.encode_with_controls(text))
 
 
 def by_pieces(tokenizer: "Tokenizer", text: str) -> np.ndarray:
-    """The ids of what stands between special tokens written in the text, and of these."""
+    """The ids of what stands between special tokens written in the text, each encoded as a text, and of these. BREAK
+    keeps a special token from being one, and is left out."""
     specials, ids = tokenizer.special_tokens(), []
     for piece in _split(text, specials):
         ids += [specials[piece]] if piece in specials else tokenizer.encode(piece.replace(BREAK, "")).tolist()
     return np.array(ids, np.int32)
 
 
-def _broken(message: Message, specials: dict[str, int]) -> Message:
-    content = message["content"]
-    for token in sorted(specials, key=len, reverse=True):
-        content = content.replace(token, token[0] + BREAK + token[1:])
-    return message | {"content": content}
+def _broken(value, specials: dict[str, int]):
+    """What messages say, with BREAK in every special token that it spells out: a template may write any of it, roles
+    and the arguments of tools too."""
+    if isinstance(value, dict):
+        return {_broken(key, specials): _broken(one, specials) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_broken(one, specials) for one in value]
+    if isinstance(value, str):
+        for token in sorted(specials, key=len, reverse=True):
+            value = value.replace(token, token[0] + BREAK + token[1:])
+    return value
 
 
 def _split(text: str, specials: dict[str, int]) -> list[str]:
