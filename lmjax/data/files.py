@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -58,13 +59,15 @@ def read_bytes(file: Place) -> bytes:
             return gzip.decompress(content) if file.suffix == ".gz" else content
         with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
             return stream.read()
-    except (OSError, EOFError) as error:  # BadGzipFile is an OSError
+    except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
         raise UserError(f"{path_text(file)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def decode(content: bytes, where, errors: Literal["strict", "replace"]) -> str:
+    """The text, without the mark that some editors put at the beginning of a file. Raises UserError where it is not
+    UTF-8."""
     try:
-        return content.decode("utf-8", errors=errors)
+        return content.decode("utf-8", errors=errors).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path_text(where)}: not UTF-8 at byte {error.start} (0x{content[error.start]:02x}); "

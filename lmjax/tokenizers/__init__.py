@@ -144,9 +144,8 @@ class HuggingFace(Chatting):
     def _control(self, tokenizer: HuggingFaceTokenizer, name: str, its_own: list[int]) -> int | None:
         token = getattr(self, name)
         if token is None and len(its_own) > 1:
-            raise UserError(
-                f'tokenizer.{name}: {self.path} puts {len(its_own)} tokens there; expected the text of one, or "" for none'
-            )
+            found = f"{self.path} puts {len(its_own)} tokens there"
+            raise UserError(f'tokenizer.{name}: {found}; expected the text of one, or "" for none')
         if not token:
             return next(iter(its_own), None) if token is None else None
         index = tokenizer.id_of(token)
