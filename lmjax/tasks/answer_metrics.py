@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.tasks.text_metrics import bootstrap, exact_match, f1, wilson
+from lmjax.tasks.text_metrics import bootstrap, exact_match, f1, normalised, wilson
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,15 @@ class AnswerFigures:
 
 
 def answer_figures(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> AnswerFigures:
-    """The best over the references of each question, by SQuAD's rules (evaluate-v1.1.py). Of a question without
-    references the right prediction is "", which counts in both figures (evaluate-v2.0.py)."""
+    """The best over the references of each question, by SQuAD's rules (evaluate-v2.0.py): references of which
+    normalisation leaves nothing are none, and of a question without one the right prediction is such a text too, which
+    counts in both figures."""
+    said = [[text for text in texts if normalised(text)] for texts in references]
     right_Q, f1_Q = (
         np.array(
             [
-                score(prediction, texts) if texts else float(not prediction)
-                for prediction, texts in zip(predictions, references, strict=True)
+                score(prediction, texts) if texts else float(not normalised(prediction))
+                for prediction, texts in zip(predictions, said, strict=True)
             ]
         )
         for score in (exact_match, f1)

@@ -117,6 +117,8 @@ class SpanQA:
             if not text.strip():
                 raise UserError(f"{record.where}: {name!r} is empty")
         pair, spans_S2 = encode_pair(tokenizer, question, context), spans(tokenizer, context)
+        if not len(spans_S2):
+            raise UserError(f"{record.where}: the tokenizer has no token for {self.context!r}, {context[:40]!r}")
         ids, types, (first, stop) = pair.ids, pair.types, (pair.second.start, pair.second.stop)
         if self.mark_shared:
             shared_S = np.isin(ids[pair.second], tokenizer.encode(question))

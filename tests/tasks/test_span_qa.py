@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import tokenizers as hf
 
 import run as command_line
 from lmjax.data.packing import PackedRows
@@ -15,7 +16,7 @@ from lmjax.errors import UserError
 from lmjax.experiment import DataConfig
 from lmjax.models import transformer
 from lmjax.tasks.span_qa import SpanQA, span_loss
-from lmjax.tokenizers import Bytes, SentencePiece
+from lmjax.tokenizers import Bytes, HuggingFaceTokenizer, Policy, SentencePiece
 from lmjax.train import loop
 from tests import tiny
 
@@ -164,6 +165,13 @@ def test_mistakes_are_named(task, one, message):
 def test_answers_as_two_lists():
     one = record("abc", "b", answers={"text": ["b", "bc"], "answer_start": [1, 1]})
     assert [answer.text for answer in TASK.answers_of(one)] == ["b", "bc"]
+
+
+def test_a_context_of_which_the_tokenizer_keeps_nothing():
+    bare = hf.Tokenizer(hf.models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    bare.normalizer = hf.normalizers.BertNormalizer()
+    with pytest.raises(UserError, match="f: question 3: the tokenizer has no token for 'context'"):
+        TASK.asked(record("\u200b", ""), HuggingFaceTokenizer(bare.to_str(), Policy()), 32)
 
 
 def test_models_that_cannot_do_it():
