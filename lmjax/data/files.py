@@ -11,14 +11,16 @@ from lmjax.errors import UserError, path_text
 from lmjax.places import REQUESTS, Place, Remote, in_order, is_url, place
 
 
-def matching(patterns: str | tuple[str, ...]) -> list[tuple[str, Place]]:
-    """(name, file) for all that the globs match, sorted; names are relative to the folder that all share."""
+def matching(patterns: str | tuple[str, ...], option: str = "data.source.path:") -> list[tuple[str, Place]]:
+    """(name, file) for all that the globs match, sorted; names are relative to the folder that all share. option: what
+    the user gave them with. Raises UserError where one matches no file."""
     patterns = (patterns,) if isinstance(patterns, str) else patterns
     files = set()
     for pattern in patterns:
         here = _remote_files(pattern) if is_url(pattern) else _local_files(pattern)
         if not here:
-            raise UserError(f"data.source.path: {path_text(pattern)}: no such file")
+            what = "is a directory; expected a file, or a glob" if place(pattern).is_dir() else "no such file"
+            raise UserError(f"{option} {path_text(pattern)}: {what}")
         files.update(here)
     # of a URL too, so that a text is the same wherever it lies
     ordered = sorted(files, key=lambda file: PurePosixPath(str(file)))

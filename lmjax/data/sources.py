@@ -236,12 +236,17 @@ class Tfds(Source):
 
 
 def _plain(value, feature, name: str):
-    """A feature's value as JSON would have it."""
+    """A feature's value as JSON would have it. Only labels at the top have their names."""
     if isinstance(value, bytes):
         return decode(value, name, "strict")
     if hasattr(feature, "int2str"):
         return feature.int2str(int(value))
-    return value.tolist() if hasattr(value, "tolist") else value
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, bytes):
+        return decode(value, name, "strict")
+    if isinstance(value, dict):
+        return {key: _plain(one, None, name) for key, one in value.items()}
+    return [_plain(one, None, name) for one in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +281,11 @@ class PythonLibrary(Source):
             package = Path(name).parts[0].removesuffix(".py")
             if not skip.intersection(Path(name).parts) and (self.packages is None or package in self.packages):
                 yield name, file, package
+
+
+def json_line(value) -> str:
+    """A value as a line of JSON: letters as they are, but half a surrogate pair, which UTF-8 cannot say, escaped."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
 def json_values(content: str, file: Place) -> Iterator[tuple[int, Any]]:

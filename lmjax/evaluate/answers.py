@@ -38,13 +38,15 @@ class Answerer:
         with at(record.where):
             return prompt_ids(asked, self.tokenizer) if isinstance(asked, str) else chat_ids(self.tokenizer, asked)
 
-    def figures(self, records: list[Record], predictions: list[dict]) -> AnswerFigures:
-        """Raises UserError where a record's last message is no answer."""
-        references = [[self.experiment.task.answer(record)] for record in records]
-        return answer_figures([prediction["answer"] for prediction in predictions], references)
+    def truth(self, records: list[Record]) -> list[list[str]]:
+        """The last answer of each. Raises UserError where a record's last message is none."""
+        return [[self.experiment.task.answer(record)] for record in records]
+
+    def figures(self, truth: list[list[str]], predictions: list[dict]) -> AnswerFigures:
+        return answer_figures([prediction["answer"] for prediction in predictions], truth)
 
     def told(self, record: Record, prediction: dict) -> str:
         """The end of what was asked, and the answer."""
         asked = self.experiment.task.asked(record)
-        last = asked if isinstance(asked, str) else asked[-1]["content"]
+        last = asked if isinstance(asked, str) else asked[-1]["content"] if asked else ""
         return f"{last[-CHARACTERS:]!r} => {prediction['answer']!r}"

@@ -102,8 +102,12 @@ class Chooser:
             for chosen, rejected in log_p_E2.tolist()
         ]
 
-    def figures(self, records: list[Record], predictions: list[dict]) -> PreferenceFigures:
-        right = [prediction["likelier"] == self.experiment.task.chosen for prediction in predictions]
+    def truth(self, records: list[Record]) -> list[str]:
+        """The name of the field of the chosen answer."""
+        return [self.experiment.task.chosen] * len(records)
+
+    def figures(self, truth: list[str], predictions: list[dict]) -> PreferenceFigures:
+        right = [prediction["likelier"] == name for name, prediction in zip(truth, predictions, strict=True)]
         apart_by = [chosen - rejected for chosen, rejected in (p["log_p"].values() for p in predictions)]
         interval = tuple(wilson(sum(right), len(right)))
         return PreferenceFigures(len(right), sum(right) / len(right), interval, float(np.mean(apart_by)))

@@ -76,11 +76,7 @@ def files(path: str, option: str) -> Iterator[tuple[Place, str]]:
     here = place(path)
     if here.is_dir():
         path = f"{path.rstrip('/')}/*.jsonl"
-    try:
-        found = matching(path)
-    except UserError as error:
-        raise UserError(str(error).replace("data.source.path:", option)) from None
-    for _, file, content in read_all(found):
+    for _, file, content in read_all(matching(path, option)):
         yield file, decode(content, file, "strict")
 
 

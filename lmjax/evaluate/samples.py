@@ -7,6 +7,7 @@ from lmjax.evaluate.masked import Filler
 from lmjax.evaluate.predictors import predictor
 from lmjax.experiment import Experiment
 from lmjax.generate.text import sample
+from lmjax.tasks.chat import Chat
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tokenizers import Tokenizer
 
@@ -23,6 +24,8 @@ class Samples:
         if experiment.task.on_records:
             self._predictor = predictor(experiment, tokenizer)
             self._records = records[: max(SHOWN, experiment.score_records)]
+        if isinstance(experiment.task, Chat):
+            self._records = [experiment.task.answered(record) for record in self._records]
 
     def text(self, params) -> str:
         """For samples.txt."""
@@ -38,4 +41,4 @@ class Samples:
         if not self.experiment.score_records:
             return {}
         records = self._records[: self.experiment.score_records]
-        return self._predictor.figures(records, self._predictor(params, records)).metrics()
+        return self._predictor.figures(self._predictor.truth(records), self._predictor(params, records)).metrics()

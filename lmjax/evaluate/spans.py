@@ -33,10 +33,12 @@ class SpanFinder:
             for name, one in zip(names, asked, strict=True)
         ]
 
-    def figures(self, records: list[Record], predictions: list[dict]) -> AnswerFigures:
-        """Raises UserError where a record has no answer, or one that is not in its context."""
-        references = [[answer.text for answer in self.experiment.task.answers_of(record)] for record in records]
-        return answer_figures([prediction["answer"] for prediction in predictions], references)
+    def truth(self, records: list[Record]) -> list[list[str]]:
+        """The answers of each. Raises UserError where a record has none, or one that is not in its context."""
+        return [[answer.text for answer in self.experiment.task.answers_of(record)] for record in records]
+
+    def figures(self, truth: list[list[str]], predictions: list[dict]) -> AnswerFigures:
+        return answer_figures([prediction["answer"] for prediction in predictions], truth)
 
     def told(self, record: Record, prediction: dict) -> str:
         """The question, what was found and how sure that is, and the record's own answer."""

@@ -83,12 +83,14 @@ class Writer:
             for log_p_T, example in zip(log_p, examples, strict=True)
         ]
 
-    def figures(self, records: list[Record], predictions: list[dict]) -> TranslationFigures | AnswerFigures:
-        """Raises UserError where a record has no reference."""
-        task = self.experiment.task
-        references = [task.references(record) for record in records]
+    def truth(self, records: list[Record]) -> list[list[str]]:
+        """The references of each. Raises UserError where a record has none."""
+        return [self.experiment.task.references(record) for record in records]
+
+    def figures(self, truth: list[list[str]], predictions: list[dict]) -> TranslationFigures | AnswerFigures:
         texts = [prediction["text"] for prediction in predictions]
-        return (translation_figures if task.figures == "translation" else answer_figures)(texts, references)
+        kind = translation_figures if self.experiment.task.figures == "translation" else answer_figures
+        return kind(texts, truth)
 
     def told(self, record: Record, prediction: dict) -> str:
         """What was read, what is right, what was written."""

@@ -90,7 +90,8 @@ def build_tokenizer(experiment: Experiment) -> Tokenizer:
     digest = hashlib.sha256(f"{tokenizers.FORMAT} {replace(config, chat_template=None)!r}".encode())
     empty = True
     for text in reading.texts(experiment, splits):
-        digest.update(text.encode())
+        content = text.encode()
+        digest.update(f"{len(content)} ".encode() + content)
         empty = empty and not text.strip()
     if empty:
         sources = ", ".join(reading.place(source) for source, _ in parts(experiment.data.source))

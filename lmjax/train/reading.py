@@ -1,6 +1,5 @@
 """What an experiment trains on and is evaluated on, as rows: windows onto a text, or packed examples of its task."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -9,7 +8,7 @@ import numpy as np
 from lmjax.data.batches import Rows
 from lmjax.data.mixture import parts, records_of
 from lmjax.data.packing import PackedRows
-from lmjax.data.sources import Record, Source
+from lmjax.data.sources import Record, Source, json_line
 from lmjax.data.store import Store, joined, open_store
 from lmjax.data.windows import Windows
 from lmjax.errors import UserError
@@ -132,7 +131,7 @@ def held_out_lines(experiment: Experiment, reading: Reading) -> str:
         lines = [{"text": text} for text in held_out_texts(experiment)]
     else:
         lines = [record.fields for record in reading.records]
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(map(json_line, lines))
 
 
 def fitted(experiment: Experiment) -> Experiment:

@@ -87,6 +87,10 @@ def test_shots_are_other_examples_and_the_same_every_time(tmp_path):
     other = str(write_lines(tmp_path / "other.jsonl", CHOICES[0]))
     items = MultipleChoice.of(Settings(data=file, shots=1, shots_from=other)).items
     assert all(item.context.startswith(solved[0] + "\n\n") for item in items)
+    # nor is an item its own shot where both are one file
+    assert MultipleChoice.of(Settings(data=file, shots=2, shots_from=file)).items == MultipleChoice.of(
+        Settings(data=file, shots=2)
+    ).items  # fmt: skip
 
 
 def test_classification_is_brute_force(model, tmp_path):
