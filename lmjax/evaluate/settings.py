@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lmjax.data.sources import Record
 from lmjax.errors import UserError
-from lmjax.evaluate.records import Record, read
+from lmjax.evaluate.records import read
 
 # between examples, and where lm-eval stops a text that is written: its fewshot_delimiter
 SEPARATOR = "\n\n"
