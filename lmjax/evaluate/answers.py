@@ -4,6 +4,7 @@ import numpy as np
 
 from lmjax.data.sources import Record
 from lmjax.errors import at
+from lmjax.evaluate.outputs import CHARACTERS
 from lmjax.evaluate.writing import WritingModel, write_until
 from lmjax.experiment import Experiment
 from lmjax.generate.sampling import choice
@@ -11,8 +12,6 @@ from lmjax.generate.text import prompt_ids
 from lmjax.tasks.answer_metrics import AnswerFigures, answer_figures
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.chat import chat_ids, stops_of
-
-CHARACTERS = 200
 
 
 class Answerer:

@@ -5,12 +5,10 @@ import numpy as np
 
 from lmjax.compilation import fast_jit
 from lmjax.data.sources import Record
-from lmjax.evaluate.outputs import of_examples, unscored
+from lmjax.evaluate.outputs import CHARACTERS, of_examples, unscored
 from lmjax.experiment import Experiment
 from lmjax.tasks.label_metrics import LabelFigures, label_figures
 from lmjax.tokenizers import Tokenizer
-
-CHARACTERS = 200
 
 
 class Labeller:

@@ -7,6 +7,9 @@ import numpy as np
 from lmjax.data.packing import Example, PackedRows
 from lmjax.experiment import Experiment
 
+# of a text that is told beside its prediction
+CHARACTERS = 200
+
 
 def unscored(ids: np.ndarray, types: np.ndarray | None) -> Example:
     """Of which nothing is predicted that could be right or wrong."""

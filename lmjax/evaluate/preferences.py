@@ -8,17 +8,17 @@ import numpy as np
 from lmjax.compilation import fast_jit
 from lmjax.data.packing import PackedRows
 from lmjax.data.sources import Record
+from lmjax.evaluate.outputs import CHARACTERS
 from lmjax.experiment import Experiment
 from lmjax.loaded import Loaded, base_params
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import constrain, local_rows, place_batch
 from lmjax.tasks.preferences import apart, with_reference
-from lmjax.tasks.text_metrics import wilson
+from lmjax.tasks.text_metrics import wilson, within
 from lmjax.tokenizers import Tokenizer
 
 # in a run's directory: by split what the model before the first step gives to the answers of each example
 REFERENCE = "reference.json"
-CHARACTERS = 200
 
 
 class Judge:
@@ -76,11 +76,8 @@ class PreferenceFigures:
 
     def lines(self) -> list[str]:
         """As a user reads it."""
-        low, high = self.chosen_likelier_interval
-        within = f"(95 %: {low:.4f} to {high:.4f}), {self.pairs:,} pairs"
-        return [
-            f"chosen answer likelier {self.chosen_likelier:.4f} {within}; by {self.difference:.4f} nats in the mean"
-        ]
+        share = f"{self.chosen_likelier:.4f}{within(self.chosen_likelier_interval)}, {self.pairs:,} pairs"
+        return [f"chosen answer likelier {share}; by {self.difference:.4f} nats in the mean"]
 
 
 class Chooser:

@@ -4,13 +4,11 @@ import numpy as np
 
 from lmjax.compilation import fast_jit
 from lmjax.data.sources import Record
-from lmjax.evaluate.outputs import of_examples, unscored
+from lmjax.evaluate.outputs import CHARACTERS, of_examples, unscored
 from lmjax.experiment import Experiment
 from lmjax.tasks.answer_metrics import AnswerFigures, answer_figures
 from lmjax.tasks.span_qa import Asked, SpanQA
 from lmjax.tokenizers import Tokenizer
-
-CHARACTERS = 200
 
 
 class SpanFinder:

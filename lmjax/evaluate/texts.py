@@ -8,7 +8,7 @@ from lmjax.compilation import fast_jit
 from lmjax.data.packing import Example, next_tokens
 from lmjax.data.sources import Record
 from lmjax.errors import UserError
-from lmjax.evaluate.outputs import of_examples
+from lmjax.evaluate.outputs import CHARACTERS, of_examples
 from lmjax.experiment import Experiment
 from lmjax.generate.beam import way
 from lmjax.generate.decode import padded_length
@@ -19,7 +19,6 @@ from lmjax.tasks.translation_metrics import TranslationFigures, translation_figu
 from lmjax.tokenizers import Tokenizer
 
 ROWS = 32
-CHARACTERS = 200
 
 
 class Writer:

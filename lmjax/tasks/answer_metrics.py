@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.tasks.text_metrics import bootstrap, exact_match, f1, normalised, wilson
+from lmjax.tasks.text_metrics import bootstrap, exact_match, f1, normalised, wilson, within
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class AnswerFigures:
 
     def lines(self) -> list[str]:
         """As a user reads it."""
-        low, high = self.exact_match_interval
-        told = [f"exact match {self.exact_match:.4f} (95 %: {low:.4f} to {high:.4f}), {self.questions:,} questions"]
-        within = "" if self.f1_interval is None else " (95 %: {:.4f} to {:.4f})".format(*self.f1_interval)
-        told.append(f"F1 {self.f1:.4f}{within}")
+        told = [
+            f"exact match {self.exact_match:.4f}{within(self.exact_match_interval)}, {self.questions:,} questions",
+            f"F1 {self.f1:.4f}{within(self.f1_interval)}",
+        ]
         for name, part in (("with an answer", self.answered), ("without", self.unanswered)):
             if part is not None:
                 told.append(f"{part[0]:,} {name}: exact match {part[1]:.4f}, F1 {part[2]:.4f}")

@@ -20,7 +20,7 @@ from lmjax.places import Place
 from lmjax.run_directory import RunDirectory, commit, environment, versions
 from lmjax.sharding import local_rows, place_batch
 from lmjax.train import state as train_state
-from lmjax.train.predict import graded, predict, telling_what_helps
+from lmjax.train.forecast import forecast, graded, telling_what_helps
 from lmjax.train.prepare import Prepared, check_devices, in_force, prepare
 from lmjax.train.reading import held_out_lines
 from lmjax.train.reference import compared
@@ -91,7 +91,7 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
     """The loop. A step is sent off before the results of the one before are looked at, so the device never waits."""
     experiment, mesh = prepared.experiment, prepared.mesh
     done, steps = int(state.step), experiment.steps
-    made, loss_of = predict(experiment, mesh, screen.say), compile_loss(experiment)
+    made, loss_of = forecast(experiment, mesh, screen.say), compile_loss(experiment)
     rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=steps))(np.arange(steps)))
     evaluated, tokenizer = prepared.reading.held_out, prepared.tokenizer
     samples = Samples(experiment, tokenizer, evaluated, prepared.reading.records)
