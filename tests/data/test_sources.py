@@ -4,9 +4,19 @@ import gzip
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from lmjax.data.sources import Document, JsonLines, LastPart, PythonLibrary, TextFiles, WholeDocuments, json_line
+from lmjax.data.sources import (
+    Document,
+    JsonLines,
+    LastPart,
+    PythonLibrary,
+    TextFiles,
+    WholeDocuments,
+    _plain,
+    json_line,
+)
 from lmjax.errors import UserError
 
 
@@ -104,3 +114,8 @@ def test_a_line_of_json_says_every_text():
     value = {"a": "\u00e9", "id": "half a pair \ud83d"}
     line = json_line(value)
     assert "\u00e9" in line and json.loads(line.encode()) == value
+
+
+def test_nested_features_of_a_dataset_are_values_of_json():
+    value = {"texts": np.array([b"x", "é".encode()], object), "numbers": [np.int64(3), {"a": b"y"}]}
+    assert _plain(value, None, "n") == {"texts": ["x", "é"], "numbers": [3, {"a": "y"}]}
