@@ -7,6 +7,7 @@ import jax
 
 from lmjax.checkpoint import write_whole
 from lmjax.data.batches import Rows
+from lmjax.data.files import matching
 from lmjax.data.mixture import read_as
 from lmjax.data.packing import PackedRows
 from lmjax.data.sources import Record
@@ -119,11 +120,15 @@ def on_records(loaded: Loaded, given: str | None, weights: str):
     experiment = loaded.experiment
     predict = predictor(experiment, needed_tokenizer(loaded))
     records = _records(experiment, given or loaded.held_out)
-    return predict.figures(records, predict(with_weights(loaded, weights), records))
+    # what is wrong in the last record is told before anything is computed
+    truth = predict.truth(records)
+    return predict.figures(truth, predict(with_weights(loaded, weights), records))
 
 
 def _records(experiment: Experiment, file: Place | str) -> list[Record]:
-    records = list(read_as(experiment.data.source, str(file)).records())
+    source = read_as(experiment.data.source, str(file))
+    matching(source.path, "--data")
+    records = list(source.records())
     if not records:
         raise UserError(f"--data {path_text(file)}: there is no record in it")
     return records

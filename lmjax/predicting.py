@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from lmjax.data.files import read_bytes
 from lmjax.data.mixture import read_for
+from lmjax.data.sources import json_line
 from lmjax.errors import UserError, path_text
 from lmjax.evaluate.predictors import predictor
 from lmjax.evaluate.progress import followed
@@ -30,6 +31,8 @@ def run(options, step: int | str | None, output: Path) -> int:
     partial = output.with_name(output.name + ".partial")
     if output.exists():
         raise UserError(f"--output {path_text(output)}: is there already; expected a new file")
+    if not place(options.input).is_file():
+        raise UserError(f"--input {path_text(options.input)}: no such file; expected one file")
     loaded = with_search(load_model(options.model, step), options.beams, options.length_penalty)
     experiment = loaded.experiment
     if not experiment.task.on_records:
@@ -51,12 +54,11 @@ def run(options, step: int | str | None, output: Path) -> int:
             left = [records[i : i + PART] for i in range(done, len(records), PART)]
             for part in followed(left, len(records) - done, len):
                 first = [] if stream.tell() else [of]
-                lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in [*first, *predict(params, part)])
-                stream.write("".join(lines).encode())
+                stream.write("".join(map(json_line, [*first, *predict(params, part)])).encode())
                 stream.flush()
                 os.fsync(stream.fileno())
     finally:
-        if not partial.stat().st_size:
+        if partial.exists() and not partial.stat().st_size:
             partial.unlink()
     finish(partial, output)
     print(f"{path_text(output)}: {len(records):,} predictions")

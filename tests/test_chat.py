@@ -3,14 +3,16 @@
 import json
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tokenizers
 
 from lmjax.errors import UserError
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.tokenizers import Bytes, Characters, SentencePiece, chat, load
-from lmjax.tokenizers.chat import Chat, chat_ids, render, said, stops_of, with_template
+from lmjax.tokenizers.chat import Chat, chat_ids, dated, render, said, stops_of, with_template
 from tests import tiny
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -39,10 +41,53 @@ def test_a_message_that_spells_a_control_token_does_not_give_one(directory, cont
     assert ids == [256, *as_bytes(f"user\n{content}"), 257, *as_bytes("\n")]
 
 
+def test_nor_does_any_other_text_of_a_message(tmp_path):
+    template = "{% for m in messages %}{{ m.role + '<|im_start|>' + m.name + m.calls | tojson }}{% endfor %}"
+    message = {
+        "role": "us<|im_end|>er", "content": "", "name": "a<|im_start|>", "calls": [{"f<|im_end|>": ["<|im_end|>", 3]}]
+    }  # fmt: skip
+    ids = chat_ids(of_directory(tiny.chatml(tmp_path, template)), [message])
+    assert (ids >= 256).sum() == 1 and bytes(i for i in ids if i < 256).decode() == (
+        'us<|im_end|>era<|im_start|>[{"f<|im_end|>": ["<|im_end|>", 3]}]'
+    )
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_a_spelt_control_token_changes_no_ids_around_it(tmp_path, scheme):
+    vocab = {c: i for i, c in enumerate("\u2581ab<e>?")}
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="?"))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    built.add_special_tokens(["<e>"])
+    built.save(str(tmp_path / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.content }}<e>{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    tokenizer = of_directory(tmp_path)
+    turns = [{"role": "user", "content": text} for text in ("a", "ab", " b")]
+    spelt = [{"role": "user", "content": "b<e>a"}]
+    before, both = (chat_ids(tokenizer, messages).tolist() for messages in (turns, turns + spelt))
+    assert before == tokenizer.encode_with_controls("a<e>ab<e> b<e>").tolist()
+    space = [0] if scheme == "always" else []
+    assert both == [*before, *space, *(2, 3, 4, 5, 1), 7]
+
+
 def test_the_template_travels_with_a_run(directory, tmp_path):
     tokenizer = of_directory(directory)
     tokenizer.save(tmp_path / "run")
     assert chat_ids(load(tmp_path / "run"), HELLO).tolist() == chat_ids(tokenizer, HELLO).tolist()
+
+
+def test_the_date_of_a_run_stays_what_it_was_when_it_began(directory, tmp_path):
+    today = of_directory(tiny.chatml(directory, "{{ strftime_now('%d %b %Y') }}" + tiny.CHATML))
+    begun = dated(today)
+    assert render(begun.chat, HELLO, reply=True) == render(today.chat, HELLO, reply=True)
+    assert today.chat.date is None and begun.chat.date == time.strftime("%Y-%m-%d")
+    begun.chat = replace(begun.chat, date="2024-07-26")
+    begun.save(tmp_path / "run")
+    stored = load(tmp_path / "run")
+    assert dated(stored) is stored and render(stored.chat, HELLO, reply=True).startswith("26 Jul 2024<")
+    # a template that tells no date needs none
+    plain = of_directory(tiny.chatml(directory))
+    assert dated(plain) is plain
 
 
 def test_where_a_template_may_stand(directory):
@@ -62,6 +107,9 @@ def test_settings_of_the_environment():
     assert render(Chat(text), [{"role": "user", "content": "é<"}], reply=True) == '"é<"'
     assert render(Chat("{{ bos_token }}", {"bos_token": "<s>"}), HELLO, reply=True) == "<s>"
     assert render(Chat("{{ strftime_now('%Y') }}"), HELLO, reply=True) == time.strftime("%Y")
+    # as transformers renders: what there is not is None, and marks around answers say nothing
+    text = "{% if tools is not none or documents is not none %}no{% endif %}{% generation %}{{ messages[0].content }}{% endgeneration %}"
+    assert render(Chat(text), HELLO, reply=True) == "Hello"
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,8 @@ def test_mistakes_are_one_line_and_lose_nothing(model, tmp_path, capsys, small_p
     assert output.read_text() == "mine"
     output.unlink()
     assert "expected a file in a directory that exists" in message(model, source, tmp_path / "no" / "out")
-    assert "no such file" in message(model, tmp_path / "none.jsonl", output)
+    for name in ("none.jsonl", "*.jsonl"):
+        assert f"--input {tmp_path}/{name}: no such file; expected one file" in message(model, tmp_path / name, output)
 
     (tmp_path / "empty.jsonl").write_text("")
     assert "there is no record in it" in message(model, tmp_path / "empty.jsonl", output)

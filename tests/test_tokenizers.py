@@ -191,6 +191,27 @@ def test_a_control_token_that_is_not_there_is_an_error(hf_directory):
         HuggingFace(path=str(hf_directory[0]), bos="<nope>").build(list)
 
 
+def test_control_tokens_around_a_text_are_the_files_own(hf_directory, tmp_path):
+    whole = hf.Tokenizer.from_file(str(hf_directory[1] / "tokenizer.json"))
+    end, the = "<|endoftext|>", whole.encode("the").ids
+
+    def policy(template, **settings):
+        named = [(end, whole.token_to_id(end))]
+        whole.post_processor = hf.processors.TemplateProcessing(single=template, special_tokens=named)
+        whole.save(str(tmp_path / "tokenizer.json"))
+        made = HuggingFace(path=str(tmp_path), **settings).build(list)
+        assert made.encode("the").tolist() == the
+        return made.policy.bos, made.policy.eos
+
+    (id_of_end,) = whole.encode(end).ids
+    assert policy(f"$A {end}") == (None, id_of_end) and policy(f"{end} $A") == (id_of_end, None)
+    assert policy(f"{end} $A {end}", bos="") == (None, id_of_end)
+    assert policy("$A", bos=end) == (id_of_end, None) and policy("$A") == (None, None)
+    with pytest.raises(UserError, match=r'tokenizer.eos: .* puts 2 tokens there; expected the text of one, or ""'):
+        policy(f"$A {end} {end}")
+    assert policy(f"$A {end} {end}", eos=end) == (None, id_of_end)
+
+
 def test_bytes_are_utf8():
     assert Bytes().build(list).encode("é😀").tolist() == list("é😀".encode())
     assert Bytes().build(list).decode(np.array([255, 65])) == "\ufffdA"

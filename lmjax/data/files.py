@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -10,14 +11,16 @@ from lmjax.errors import UserError, path_text
 from lmjax.places import REQUESTS, Place, Remote, in_order, is_url, place
 
 
-def matching(patterns: str | tuple[str, ...]) -> list[tuple[str, Place]]:
-    """(name, file) for all that the globs match, sorted; names are relative to the folder that all share."""
+def matching(patterns: str | tuple[str, ...], option: str = "data.source.path:") -> list[tuple[str, Place]]:
+    """(name, file) for all that the globs match, sorted; names are relative to the folder that all share. option: what
+    the user gave them with. Raises UserError where one matches no file."""
     patterns = (patterns,) if isinstance(patterns, str) else patterns
     files = set()
     for pattern in patterns:
         here = _remote_files(pattern) if is_url(pattern) else _local_files(pattern)
         if not here:
-            raise UserError(f"data.source.path: {path_text(pattern)}: no such file")
+            what = "is a directory; expected a file, or a glob" if place(pattern).is_dir() else "no such file"
+            raise UserError(f"{option} {path_text(pattern)}: {what}")
         files.update(here)
     # of a URL too, so that a text is the same wherever it lies
     ordered = sorted(files, key=lambda file: PurePosixPath(str(file)))
@@ -58,13 +61,15 @@ def read_bytes(file: Place) -> bytes:
             return gzip.decompress(content) if file.suffix == ".gz" else content
         with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
             return stream.read()
-    except (OSError, EOFError) as error:  # BadGzipFile is an OSError
+    except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
         raise UserError(f"{path_text(file)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def decode(content: bytes, where, errors: Literal["strict", "replace"]) -> str:
+    """The text, without the mark that some editors put at the beginning of a file. Raises UserError where it is not
+    UTF-8."""
     try:
-        return content.decode("utf-8", errors=errors)
+        return content.decode("utf-8", errors=errors).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path_text(where)}: not UTF-8 at byte {error.start} (0x{content[error.start]:02x}); "

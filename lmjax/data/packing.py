@@ -87,7 +87,7 @@ class PackedRows:
         return self.size / (len(self.rows) * self.length)
 
     def fingerprint(self) -> str:
-        """Of what the model sees, in which order."""
+        """Of the examples and their order; which of them share a row follows from these, the lengths and the seed."""
         digest = hashlib.sha256(f"lmjax examples {self.length} {self.source_length}".encode())
         for part in (self.tokens, self.targets, self.weights, self.types, self.sources):
             if part is not None:

@@ -12,6 +12,9 @@ from lmjax.data.files import decode, matching, read_all, read_bytes
 from lmjax.data.sources import FileSource, HeldOut, OtherFiles, Record, WholeDocuments
 from lmjax.errors import UserError, path_text
 
+# characters; the csv module's own limit is 131,072
+FIELD_LIMIT = 2**31 - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table(FileSource):
@@ -36,6 +39,11 @@ class Table(FileSource):
             for number, cells in rows:
                 if columns is None:
                     columns = tuple(cells)
+                    if len(set(columns)) != len(columns):
+                        names = ", ".join(columns)
+                        raise UserError(
+                            f"{path_text(file)}:{number}: the columns are {names}; expected different names"
+                        )
                     continue
                 if len(cells) != len(columns):
                     raise UserError(f"{path_text(file)}:{number}: {len(cells)} fields; expected {', '.join(columns)}")
@@ -47,16 +55,17 @@ class Table(FileSource):
         comma = self.delimiter == "comma" or (
             self.delimiter == "auto" and ".csv" in PurePosixPath(str(file)).suffixes[-2:]
         )
-        content = content.removeprefix("\ufeff")
         if not comma:
             for number, line in enumerate(content.split("\n"), 1):
-                if line.strip():
+                # a row of tabs alone has fields, empty ones
+                if line.strip(" \r"):
                     yield number, line.removesuffix("\r").split("\t")
             return
+        csv.field_size_limit(FIELD_LIMIT)
         reader, number = csv.reader(io.StringIO(content, newline=""), strict=True), 1
         try:
             for cells in reader:
-                if cells:
+                if cells and not (len(cells) == 1 and cells[0].isspace()):
                     yield number, cells
                 number = reader.line_num + 1
         except csv.Error as error:
@@ -124,7 +133,7 @@ class Squad(FileSource):
         for name, file, content in read_all(matching(self.path)):
             try:
                 parsed = json.loads(decode(content, file, "strict"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path_text(file)}: not in SQuAD's format: {' '.join(str(error).split())}") from None
             for a, article in _each(parsed, "data", path_text(file)):
                 for p, paragraph in _each(article, "paragraphs", f"{path_text(file)}: article {a}"):

@@ -21,27 +21,47 @@ class Document(NamedTuple):
 
 
 class Record(NamedTuple):
-    """Named fields, of which a task reads some. name: the same wherever the data lies; where: for messages."""
+    """Named fields, of which a task or a suite reads some. name: the same wherever the data lies; where: for
+    messages."""
 
     name: str
     where: str
     fields: dict
 
-    def field(self, name: str):
-        """Raises UserError where there is no such field."""
-        if name not in self.fields:
-            raise UserError(f"{self.where}: no field {name!r}; it has {', '.join(map(repr, self.fields)) or 'none'}")
-        return self.fields[name]
+    def wrong(self, message: str) -> UserError:
+        return UserError(f"{self.where}: {message}")
 
-    def text(self, name: str) -> str:
-        """Raises UserError where the field is no text, or none that UTF-8 can say."""
-        value = self.field(name)
+    def one_of(self, *names: str) -> str:
+        """The name of the field that is there. Raises UserError where none is, or several are."""
+        found, wanted = [name for name in names if name in self.fields], " or ".join(map(repr, names))
+        if not found:
+            raise self.wrong(f"no field {wanted}; it has {', '.join(map(repr, self.fields)) or 'none'}")
+        if len(found) > 1:
+            raise self.wrong(f"expected {wanted}, not both")
+        return found[0]
+
+    def field(self, *names: str):
+        """Of the one that is there. Raises UserError as `one_of`."""
+        return self.fields[self.one_of(*names)]
+
+    def text(self, *names: str) -> str:
+        """Raises UserError as `one_of`, and where the field is no text, or none that UTF-8 can say."""
+        return self._checked(self.one_of(*names), self.field(*names))
+
+    def texts(self, *names: str) -> tuple[str, ...]:
+        """Of a list of texts that is not empty, or of one text. Raises UserError as `text`."""
+        name, value = self.one_of(*names), self.field(*names)
+        if not isinstance(value, str | list) or value == []:
+            raise self.wrong(f"{name!r} is {str(value)[:40]!r}; expected a list of texts")
+        return tuple(self._checked(name, text) for text in ([value] if isinstance(value, str) else value))
+
+    def _checked(self, name: str, value) -> str:
         if not isinstance(value, str):
-            raise UserError(f"{self.where}: {name!r} is {str(value)[:40]!r}; expected a text")
+            raise self.wrong(f"{name!r} is {str(value)[:40]!r}; expected a text")
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"{self.where}: half a surrogate pair at character {error.start} of {name!r}") from None
+            raise self.wrong(f"half a surrogate pair at character {error.start} of {name!r}") from None
         return value
 
 
@@ -236,12 +256,17 @@ class Tfds(Source):
 
 
 def _plain(value, feature, name: str):
-    """A feature's value as JSON would have it."""
+    """A feature's value as JSON would have it. Only labels at the top have their names."""
     if isinstance(value, bytes):
         return decode(value, name, "strict")
     if hasattr(feature, "int2str"):
         return feature.int2str(int(value))
-    return value.tolist() if hasattr(value, "tolist") else value
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, bytes):
+        return decode(value, name, "strict")
+    if isinstance(value, dict):
+        return {key: _plain(one, None, name) for key, one in value.items()}
+    return [_plain(one, None, name) for one in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,25 +303,24 @@ class PythonLibrary(Source):
                 yield name, file, package
 
 
-def json_values(content: str, file: Place) -> Iterator[tuple[int, Any]]:
-    """(number, value) for every line that is not blank. Raises UserError with the line's number."""
-    # line feeds alone: JSON may hold U+2028 and others at which str.splitlines would cut
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path_text(file)}:{number}: not JSON: {' '.join(str(error).split())}") from None
-            yield number, value
+def json_line(value) -> str:
+    """A value as a line of JSON: letters as they are, but half a surrogate pair, which UTF-8 cannot say, escaped."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
 def json_objects(content: str, file: Place) -> Iterator[tuple[int, dict]]:
-    """As `json_values`, of lines that are objects."""
-    for number, fields in json_values(content, file):
+    """(number, object) for every line that is not blank. Raises UserError with the line's number."""
+    # line feeds alone: JSON may hold U+2028 and others at which str.splitlines would cut
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path_text(file)}:{number}"
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON: {' '.join(str(error).split())}") from None
         if not isinstance(fields, dict):
-            raise UserError(
-                f"{path_text(file)}:{number}: expected an object, not {json.dumps(fields, ensure_ascii=False)[:40]!r}"
-            )
+            raise UserError(f"{where}: expected an object, not {json.dumps(fields, ensure_ascii=False)[:40]!r}")
         yield number, fields
 
 

@@ -72,7 +72,8 @@ def fingerprint(source: Source, tokenizer: Tokenizer) -> str:
     """Of what decides a store's content: every document's name, text and split, and the tokenizer."""
     digest = hashlib.sha256(f"lmjax store {VERSION}".encode())
     for part in tokenizer.identity():
-        digest.update(part[1] if isinstance(part, tuple) else repr(part).encode())
+        content = part[1] if isinstance(part, tuple) else repr(part).encode()
+        digest.update(f"{len(content)} ".encode() + content)
     for split, document in source.split():
         text = document.text.encode("utf-8")
         digest.update(f"\0{split} {len(text)} {document.name}\0".encode("utf-8", "surrogateescape"))

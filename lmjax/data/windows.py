@@ -49,7 +49,7 @@ class Windows:
             documents = "apart" if self.apart else "joined"
             return (
                 f"windows of {self.length} (no overlap), documents {documents}; which tokens are hidden is the same at "
-                "every evaluation, in every run with this tokenizer"
+                "every evaluation, in every run with this tokenizer, length and share"
             )
         start = f"first token of {'each document' if self.apart else 'the text'} not scored"
         if self.stream.bos is not None:

@@ -4,6 +4,7 @@ import numpy as np
 
 from lmjax.data.sources import Record
 from lmjax.errors import at
+from lmjax.evaluate.outputs import CHARACTERS
 from lmjax.evaluate.writing import WritingModel, write_until
 from lmjax.experiment import Experiment
 from lmjax.generate.sampling import choice
@@ -11,8 +12,6 @@ from lmjax.generate.text import prompt_ids
 from lmjax.tasks.answer_metrics import AnswerFigures, answer_figures
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.chat import chat_ids, stops_of
-
-CHARACTERS = 200
 
 
 class Answerer:
@@ -38,13 +37,15 @@ class Answerer:
         with at(record.where):
             return prompt_ids(asked, self.tokenizer) if isinstance(asked, str) else chat_ids(self.tokenizer, asked)
 
-    def figures(self, records: list[Record], predictions: list[dict]) -> AnswerFigures:
-        """Raises UserError where a record's last message is no answer."""
-        references = [[self.experiment.task.answer(record)] for record in records]
-        return answer_figures([prediction["answer"] for prediction in predictions], references)
+    def truth(self, records: list[Record]) -> list[list[str]]:
+        """The last answer of each. Raises UserError where a record's last message is none."""
+        return [[self.experiment.task.answer(record)] for record in records]
+
+    def figures(self, truth: list[list[str]], predictions: list[dict]) -> AnswerFigures:
+        return answer_figures([prediction["answer"] for prediction in predictions], truth)
 
     def told(self, record: Record, prediction: dict) -> str:
         """The end of what was asked, and the answer."""
         asked = self.experiment.task.asked(record)
-        last = asked if isinstance(asked, str) else asked[-1]["content"]
+        last = asked if isinstance(asked, str) else asked[-1]["content"] if asked else ""
         return f"{last[-CHARACTERS:]!r} => {prediction['answer']!r}"

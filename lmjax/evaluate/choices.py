@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.data.sources import Record
 from lmjax.data.templates import filled
 from lmjax.errors import UserError, at
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
-from lmjax.evaluate.records import Record
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import Settings, follows
 from lmjax.language_model import LanguageModel
@@ -79,16 +79,16 @@ class MultipleChoice:
 
 
 def _usual(record: Record) -> str:
-    if {"question", "context"} <= record.values.keys():
+    if {"question", "context"} <= record.fields.keys():
         raise record.wrong("'question' and 'context'; expected --template TEXT, which says how both are written")
-    return QUESTION if record.field("question", "context")[0] == "question" else "{context}"
+    return QUESTION if record.one_of("question", "context") == "question" else "{context}"
 
 
 def _choice(record: Record, template: str) -> Item:
     choices = record.texts("choices")
     if len(choices) < 2 or not all(choices):
         raise record.wrong(f"'choices' has {len(choices)} text(s); expected two or more, none of them empty")
-    _, answer = record.field("answer")
+    answer = record.field("answer")
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
     last = len(choices) - 1
@@ -167,7 +167,7 @@ def _label_rows(names: list[str], counts_LL: np.ndarray) -> list[dict]:
 
 
 def _label(record: Record) -> str:
-    _, label = record.field("label")
+    label = record.field("label")
     if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
         raise record.wrong(f"'label' is {label!r}; expected a text or a whole number")
     return str(label)

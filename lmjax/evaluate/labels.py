@@ -5,12 +5,10 @@ import numpy as np
 
 from lmjax.compilation import fast_jit
 from lmjax.data.sources import Record
-from lmjax.evaluate.outputs import of_examples, unscored
+from lmjax.evaluate.outputs import CHARACTERS, of_examples, unscored
 from lmjax.experiment import Experiment
 from lmjax.tasks.label_metrics import LabelFigures, label_figures
 from lmjax.tokenizers import Tokenizer
-
-CHARACTERS = 200
 
 
 class Labeller:
@@ -38,12 +36,14 @@ class Labeller:
         log_p_RC = np.stack([log_p_TC[task.place(cfg, len(log_p_TC))] for log_p_TC in log_p])
         return np.exp(log_p_RC, dtype=np.float64)
 
-    def figures(self, records: list[Record], predictions: list[dict]) -> LabelFigures:
-        """Raises UserError where a record's label is missing or unknown."""
-        task = self.experiment.task
-        true = [task.number(record) for record in records]
-        predicted = [task.labels.index(prediction["label"]) for prediction in predictions]
-        return label_figures(task.labels, np.array(true), np.array(predicted))
+    def truth(self, records: list[Record]) -> list[int]:
+        """The number of each label. Raises UserError where one is missing or unknown."""
+        return [self.experiment.task.number(record) for record in records]
+
+    def figures(self, truth: list[int], predictions: list[dict]) -> LabelFigures:
+        labels = self.experiment.task.labels
+        predicted = [labels.index(prediction["label"]) for prediction in predictions]
+        return label_figures(labels, np.array(truth), np.array(predicted))
 
     def told(self, record: Record, prediction: dict) -> str:
         """The text, its label, and the probability that the model gives to its own."""

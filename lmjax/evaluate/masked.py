@@ -20,7 +20,7 @@ class Filler:
         self.tokenizer = tokenizer
         task, cfg = experiment.task, experiment.model
         self.batch = task.change(tokenizer, SEED)(next(iter(read.in_order(1))), np.arange(1))
-        self._run = fast_jit(lambda params, batch: task.guesses(cfg, params, batch))
+        self._run = fast_jit(lambda params, batch: task.guesses(cfg, params, batch, tokenizer.vocab_size))
 
     def __call__(self, params) -> str:
         """The text with every hidden token in brackets; where the most probable one is another, as [other, not own]."""

@@ -1,9 +1,11 @@
 """Minimal pairs: how often the acceptable sentence is the more probable one (BLiMP, arXiv:1912.00582)."""
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
+from lmjax.data.sources import Record
 from lmjax.errors import at
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
 from lmjax.evaluate.result import Figure, Result, share
@@ -37,8 +39,8 @@ class MinimalPairs:
         pairs, seen = [], {}
         records, _ = Settings(data=settings.data).records()
         for record in records:
-            kinds = {name: record.text(name) for name in ("UID", "linguistics_term", "field") if name in record.values}
-            paradigm = kinds.get("UID", record.file)
+            kinds = {name: record.text(name) for name in ("UID", "linguistics_term", "field") if name in record.fields}
+            paradigm = kinds.get("UID", _file(record))
             seen[paradigm] = seen.get(paradigm, 0) + 1
             if settings.limit is None or seen[paradigm] <= settings.limit:
                 good, bad = record.text("sentence_good"), record.text("sentence_bad")
@@ -82,6 +84,11 @@ class MinimalPairs:
             **protocol_of(model, found.cut),
         }
         return Result("minimal-pairs", len(self.pairs), protocol, {"accuracy": overall}, tables)
+
+
+def _file(record: Record) -> str:
+    """The name of the record's file, without its suffixes."""
+    return PurePosixPath(record.name.rpartition(":")[0]).name.split(".")[0]
 
 
 def _mean(accuracies: list[Figure]) -> Figure:

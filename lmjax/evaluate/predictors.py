@@ -34,8 +34,11 @@ class Predictor(Protocol):
         """A JSON object for each record; what a record has of the answer is not looked at. Raises UserError where a
         record lacks what is read, or is too long."""
 
-    def figures(self, records: list[Record], predictions: list[dict]) -> Figures:
-        """Raises UserError where a record lacks its answer."""
+    def truth(self, records: list[Record]) -> list:
+        """What would be right for each. Raises UserError where a record lacks it."""
+
+    def figures(self, truth: list, predictions: list[dict]) -> Figures:
+        """Of predictions beside what is right."""
 
     def told(self, record: Record, prediction: dict) -> str:
         """A record with its answer and the prediction, on one line."""

@@ -8,17 +8,17 @@ import numpy as np
 from lmjax.compilation import fast_jit
 from lmjax.data.packing import PackedRows
 from lmjax.data.sources import Record
+from lmjax.evaluate.outputs import CHARACTERS
 from lmjax.experiment import Experiment
 from lmjax.loaded import Loaded, base_params
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import constrain, local_rows, place_batch
 from lmjax.tasks.preferences import apart, with_reference
-from lmjax.tasks.text_metrics import wilson
+from lmjax.tasks.text_metrics import wilson, within
 from lmjax.tokenizers import Tokenizer
 
 # in a run's directory: by split what the model before the first step gives to the answers of each example
 REFERENCE = "reference.json"
-CHARACTERS = 200
 
 
 class Judge:
@@ -76,11 +76,8 @@ class PreferenceFigures:
 
     def lines(self) -> list[str]:
         """As a user reads it."""
-        low, high = self.chosen_likelier_interval
-        within = f"(95 %: {low:.4f} to {high:.4f}), {self.pairs:,} pairs"
-        return [
-            f"chosen answer likelier {self.chosen_likelier:.4f} {within}; by {self.difference:.4f} nats in the mean"
-        ]
+        share = f"{self.chosen_likelier:.4f}{within(self.chosen_likelier_interval)}, {self.pairs:,} pairs"
+        return [f"chosen answer likelier {share}; by {self.difference:.4f} nats in the mean"]
 
 
 class Chooser:
@@ -102,8 +99,12 @@ class Chooser:
             for chosen, rejected in log_p_E2.tolist()
         ]
 
-    def figures(self, records: list[Record], predictions: list[dict]) -> PreferenceFigures:
-        right = [prediction["likelier"] == self.experiment.task.chosen for prediction in predictions]
+    def truth(self, records: list[Record]) -> list[str]:
+        """The name of the field of the chosen answer."""
+        return [self.experiment.task.chosen] * len(records)
+
+    def figures(self, truth: list[str], predictions: list[dict]) -> PreferenceFigures:
+        right = [prediction["likelier"] == name for name, prediction in zip(truth, predictions, strict=True)]
         apart_by = [chosen - rejected for chosen, rejected in (p["log_p"].values() for p in predictions)]
         interval = tuple(wilson(sum(right), len(right)))
         return PreferenceFigures(len(right), sum(right) / len(right), interval, float(np.mean(apart_by)))

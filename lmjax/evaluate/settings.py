@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lmjax.data.sources import Record
 from lmjax.errors import UserError
-from lmjax.evaluate.records import Record, read
+from lmjax.evaluate.records import read
 
 # between examples, and where lm-eval stops a text that is written: its fewshot_delimiter
 SEPARATOR = "\n\n"
@@ -35,21 +36,23 @@ class Settings:
         """(those to score, those from which shots are drawn); without shots_from the first ones of the others."""
         all_of_them = read(self.data, "--data")
         pool = read(self.shots_from, "--shots_from") if self.shots_from else all_of_them
-        have = len(pool) - (self.shots_from is None)
+        have = len(pool) - bool({record.where for record in all_of_them} & {record.where for record in pool})
         if self.shots > have:
             raise UserError(f"--shots {self.shots}: there are {have} other examples")
         return all_of_them[: self.limit], pool if self.shots else []
 
     def with_shots(self, items: list, pool: list) -> list:
         """The items with shots out of the pool before their `context`, never an item itself. An item is a frozen
-        dataclass with `context` and `solved`, the context with its answer."""
+        dataclass with `where`, `context` and `solved`, the context with its answer."""
         if not self.shots:
             return items
-        own, solved, found = self.shots_from is None, [item.solved for item in pool], []
+        places, solved, found = {item.where: place for place, item in enumerate(pool)}, [one.solved for one in pool], []
         for i, item in enumerate(items):
-            drawn = np.random.default_rng((self.seed, i)).choice(len(solved) - own, self.shots, replace=False)
+            own = places.get(item.where)
+            others = len(solved) - (own is not None)
+            drawn = np.random.default_rng((self.seed, i)).choice(others, self.shots, replace=False)
             # without its own place the others move up
-            drawn = drawn + (drawn >= i) if own else drawn
+            drawn = drawn if own is None else drawn + (drawn >= own)
             before = "".join(solved[j] + SEPARATOR for j in drawn)
             found.append(replace(item, context=before + item.context))
         return found

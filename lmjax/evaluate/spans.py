@@ -4,13 +4,11 @@ import numpy as np
 
 from lmjax.compilation import fast_jit
 from lmjax.data.sources import Record
-from lmjax.evaluate.outputs import of_examples, unscored
+from lmjax.evaluate.outputs import CHARACTERS, of_examples, unscored
 from lmjax.experiment import Experiment
 from lmjax.tasks.answer_metrics import AnswerFigures, answer_figures
 from lmjax.tasks.span_qa import Asked, SpanQA
 from lmjax.tokenizers import Tokenizer
-
-CHARACTERS = 200
 
 
 class SpanFinder:
@@ -33,10 +31,12 @@ class SpanFinder:
             for name, one in zip(names, asked, strict=True)
         ]
 
-    def figures(self, records: list[Record], predictions: list[dict]) -> AnswerFigures:
-        """Raises UserError where a record has no answer, or one that is not in its context."""
-        references = [[answer.text for answer in self.experiment.task.answers_of(record)] for record in records]
-        return answer_figures([prediction["answer"] for prediction in predictions], references)
+    def truth(self, records: list[Record]) -> list[list[str]]:
+        """The answers of each. Raises UserError where a record has none, or one that is not in its context."""
+        return [[answer.text for answer in self.experiment.task.answers_of(record)] for record in records]
+
+    def figures(self, truth: list[list[str]], predictions: list[dict]) -> AnswerFigures:
+        return answer_figures([prediction["answer"] for prediction in predictions], truth)
 
     def told(self, record: Record, prediction: dict) -> str:
         """The question, what was found and how sure that is, and the record's own answer."""

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 
 from lmjax.compilation import fast_jit
-from lmjax.data.packing import next_tokens
+from lmjax.data.packing import Example, next_tokens
 from lmjax.data.sources import Record
 from lmjax.errors import UserError
-from lmjax.evaluate.outputs import of_examples
+from lmjax.evaluate.outputs import CHARACTERS, of_examples
 from lmjax.experiment import Experiment
 from lmjax.generate.beam import way
+from lmjax.generate.decode import padded_length
 from lmjax.generate.many import write_all
 from lmjax.models import transformer
 from lmjax.tasks.answer_metrics import AnswerFigures, answer_figures
@@ -18,7 +19,6 @@ from lmjax.tasks.translation_metrics import TranslationFigures, translation_figu
 from lmjax.tokenizers import Tokenizer
 
 ROWS = 32
-CHARACTERS = 200
 
 
 class Writer:
@@ -26,53 +26,70 @@ class Writer:
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
         self.experiment, self.tokenizer = experiment, tokenizer
-        self._score = fast_jit(lambda params, batch: experiment.task.log_probabilities(experiment.model, params, batch))
+        # a longer text's row need not be a multiple of the chunk that the task names
+        task, cfg = replace(experiment.task, loss_chunk="auto"), experiment.model
+        self._score = fast_jit(lambda params, batch: task.log_probabilities(cfg, params, batch))
 
     def __call__(self, params, records: list[Record]) -> list[dict]:
-        """The text, and the sum of its tokens' log-probabilities, EOS included."""
+        """The text, up to the length of a row or as far as the model's context goes, and the sum of its tokens'
+        log-probabilities, with that of EOS where the text ended before."""
         task, cfg, tokenizer = self.experiment.task, self.experiment.model, self.tokenizer
-        both = [task.prompt(record, tokenizer, cfg) for record in records]
+        both = [self._prompt(record) for record in records]
         prompts, sources = [prompt for prompt, _ in both], [source for _, source in both]
-        room = cfg.context - max(map(len, prompts))
-        if room < 1:
-            longest = records[int(np.argmax([len(prompt) for prompt in prompts]))]
-            raise UserError(f"{longest.where}: a source as long as model.context, {cfg.context}; no text follows it")
-        room = min(room, self.experiment.length)
+        limits = np.minimum([cfg.context - len(prompt) for prompt in prompts], self.experiment.length)
         how = way(beams=task.beams, length_penalty=task.length_penalty)
         news = write_all(
             cfg, transformer.apart(params), prompts, how, sources=sources if cfg.encoder_layers else None, rows=ROWS,
-            max_new_tokens=room, stops=tokenizer.policy.stops, known=tokenizer.vocab_size,
+            max_new_tokens=limits, stops=tokenizer.policy.stops, known=tokenizer.vocab_size,
         )  # fmt: skip
-        scores = self._log_probabilities(params, prompts, sources, news)
+        examples = [
+            self._example(prompt, source, new, ended=len(new) < limit)
+            for prompt, source, new, limit in zip(prompts, sources, news, limits, strict=True)
+        ]
         return [
-            {"text": tokenizer.decode(new), "log_probability": float(score)}
-            for new, score in zip(news, scores, strict=True)
+            {"text": tokenizer.decode(new), "log_probability": score}
+            for new, score in zip(news, self._log_probabilities(params, examples), strict=True)
         ]
 
-    def _log_probabilities(self, params, prompts, sources, news) -> np.ndarray:
-        examples, eos = [], self.tokenizer.policy.eos
-        for prompt, source, new in zip(prompts, sources, news, strict=True):
-            whole = np.concatenate([prompt, new, [eos]]).astype(np.int32)
-            examples.append(next_tokens(whole, np.arange(len(whole)) >= len(prompt), source))
-        # rows as in training, where the texts are not longer
-        experiment, data = self.experiment, self.experiment.data
-        length = max(experiment.length, *(len(example.tokens) for example in examples))
-        source_length = max(experiment.source_length, *(len(source) for source in sources if source is not None), 0)
-        longer = replace(experiment, data=replace(data, length=length, source_length=source_length))
-        log_p = of_examples(longer, self._score, params, examples)
-        return np.array(
-            [
-                (log_p_T * example.weights).sum(dtype=np.float64)
-                for log_p_T, example in zip(log_p, examples, strict=True)
-            ]
-        )
+    def _prompt(self, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `Seq2Seq.prompt`. Raises UserError where the model's context has no room for it and a text."""
+        cfg = self.experiment.model
+        prompt, source = self.experiment.task.prompt(record, self.tokenizer, cfg)
+        if source is not None and len(source) > cfg.context:
+            raise UserError(f"{record.where}: a source of {len(source)} tokens; model.context is {cfg.context}")
+        if len(prompt) >= cfg.context:
+            raise UserError(
+                f"{record.where}: a source of {len(prompt)} tokens in a model.context of {cfg.context}; no text follows"
+            )
+        return prompt, source
 
-    def figures(self, records: list[Record], predictions: list[dict]) -> TranslationFigures | AnswerFigures:
-        """Raises UserError where a record has no reference."""
-        task = self.experiment.task
-        references = [task.references(record) for record in records]
+    def _example(self, prompt: np.ndarray, source: np.ndarray | None, new: np.ndarray, *, ended: bool) -> Example:
+        end = [self.tokenizer.policy.eos] if ended else []
+        whole = np.concatenate([prompt, new, end]).astype(np.int32)
+        return next_tokens(whole, np.arange(len(whole)) >= len(prompt), source)
+
+    def _log_probabilities(self, params, examples: list[Example]) -> list[float]:
+        # rows as in training, where the texts and sources are not longer
+        rooms = []
+        for usual, ids in (
+            (self.experiment.length, [example.tokens for example in examples]),
+            (self.experiment.source_length, [example.source for example in examples if example.source is not None]),
+        ):
+            rooms.append(padded_length(max(map(len, ids), default=0), self.experiment.model.context, shortest=usual))
+        log_p = of_examples(self.experiment, self._score, params, examples, *rooms)
+        return [
+            float((log_p_T * example.weights).sum(dtype=np.float64))
+            for log_p_T, example in zip(log_p, examples, strict=True)
+        ]
+
+    def truth(self, records: list[Record]) -> list[list[str]]:
+        """The references of each. Raises UserError where a record has none."""
+        return [self.experiment.task.references(record) for record in records]
+
+    def figures(self, truth: list[list[str]], predictions: list[dict]) -> TranslationFigures | AnswerFigures:
         texts = [prediction["text"] for prediction in predictions]
-        return (translation_figures if task.figures == "translation" else answer_figures)(texts, references)
+        kind = translation_figures if self.experiment.task.figures == "translation" else answer_figures
+        return kind(texts, truth)
 
     def told(self, record: Record, prediction: dict) -> str:
         """What was read, what is right, what was written."""

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmjax.data.sources import Record
 from lmjax.data.templates import filled
 from lmjax.errors import UserError, at
 from lmjax.evaluate.likelihood import prefix_ids, protocol_of
 from lmjax.evaluate.progress import followed
-from lmjax.evaluate.records import Record
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import SEPARATOR, Settings, follows
 from lmjax.generate.many import write_all

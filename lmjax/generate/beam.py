@@ -71,11 +71,13 @@ class State(NamedTuple):
 
 @partial(jax.jit, static_argnames=("cfg", "beams", "early_stopping"))
 def search(
-    cfg: ModelConfig, params, cache, last_BD, lengths_B, limit, known, stops, beams: int, length_penalty, early_stopping
-):
-    """(tokens_BS, counts_B, scores_B) of each row's best text: up to `limit` tokens, or with the stop that ended it.
-    The rest as in `decode.decode`; stops: as many as there are."""
+    cfg: ModelConfig, params, cache, last_BD, lengths_B, limits_B, known, stops, beams: int, length_penalty,
+    early_stopping,
+):  # fmt: skip
+    """(tokens_BS, counts_B, scores_B) of each row's best text: up to its limit, or with the stop that ended it. The
+    rest as in `decode.decode`; stops: as many as there are."""
     matrix_VD = transformer.unembedding(cfg, params)
+    limit_B1 = limits_B[:, None]
     B, S = len(last_BD), slots(cache)
     # enough that K go on even if all others end
     looked_at = min(max(2, 1 + len(stops)) * beams, beams * cfg.vocab)
@@ -88,14 +90,14 @@ def search(
         scores_BC, places_BC = jax.lax.top_k(log_p_BKV.reshape(B, -1), looked_at)
         parents_BC, token_BC = places_BC // cfg.vocab, places_BC % cfg.vocab
         length = state.index + 1
-        ends_BC = jnp.isin(token_BC, stops) | (length >= limit)
+        ends_BC = jnp.isin(token_BC, stops) | (length >= limit_B1)
         tokens_BCS = state.running.at(parents_BC).tokens_BKS.at[:, :, state.index].set(token_BC)
         lengths_BC = jnp.full(token_BC.shape, length)
         candidates = Texts(tokens_BCS, lengths_BC, scores_BC, ends_BC)
         scores_BK, best_BK = jax.lax.top_k(scores_BC + NEVER * ends_BC, beams)
         running = candidates.at(best_BK)._replace(scores_BK=scores_BK)
         finished = _finished(state, candidates, beams, length_penalty, early_stopping)
-        open_B1 = state.open_B1 & _can_improve(running, finished, length, limit, length_penalty, early_stopping)
+        open_B1 = state.open_B1 & _can_improve(running, finished, length, limit_B1, length_penalty, early_stopping)
         more = jnp.any(open_B1) & ~jnp.all(ends_BC)
         if early_stopping is True:
             more = more & ~jnp.all(finished.ended_BK)
@@ -135,28 +137,32 @@ def _finished(state: State, candidates: Texts, beams: int, length_penalty, early
     return both.at(jax.lax.top_k(both.scores_BK, beams)[1])
 
 
-def _can_improve(running: Texts, finished: Texts, length, limit, length_penalty, early_stopping) -> jax.Array:
+def _can_improve(running: Texts, finished: Texts, length, limit_B1, length_penalty, early_stopping) -> jax.Array:
     """(B, 1): whether the best text that goes on could be better than the worst that ended."""
     at_best = length
     if early_stopping == "never":
-        at_best = jnp.where(length_penalty > 0, limit, length)
+        at_best = jnp.where(length_penalty > 0, limit_B1, length)
     best_B1 = running.scores_BK[:, :1] / at_best.astype(jnp.float32) ** length_penalty
+    # nothing goes on beyond the limit
+    best_B1 = jnp.where(length < limit_B1, best_B1, -jnp.inf)
     worst_BK = jnp.where(finished.ended_BK, finished.scores_BK.min(axis=1, keepdims=True), NEVER)
     return jnp.any(best_B1 > worst_BK, axis=1, keepdims=True)
 
 
 def beam_search(
-    cfg: ModelConfig, params, prompts: list[np.ndarray], how: Beam, *, max_new_tokens: int,
+    cfg: ModelConfig, params, prompts: list[np.ndarray], how: Beam, *, max_new_tokens: int | np.ndarray,
     stops: tuple[int, ...] = (), known: int | None = None, sources: list[np.ndarray] | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray]:  # fmt: skip
     """(the new tokens of each prompt's best text, their scores (B,)). Arguments and errors as `decode.generate`'s."""
     known = known or cfg.vocab
-    cache, last_BD, lengths = begun(cfg, params, prompts, max_new_tokens, sources)
-    if not max_new_tokens:
+    cache, last_BD, lengths, limits = begun(cfg, params, prompts, max_new_tokens, sources)
+    if not limits.all():
+        if limits.any():
+            raise ValueError("some prompts may get no token, and others may; expected all to, or none")
         return [np.zeros(0, np.int32) for _ in prompts], np.zeros(len(prompts), np.float32)
     tokens_BS, counts_B, scores_B = jax.device_get(
         search(
-            cfg, params, cache, last_BD, lengths, jnp.int32(max_new_tokens), jnp.int32(known),
+            cfg, params, cache, last_BD, lengths, limits, jnp.int32(known),
             np.array(stops, np.int32), how.beams, jnp.float32(how.length_penalty), how.early_stopping,
         )
     )  # fmt: skip

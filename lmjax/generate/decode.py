@@ -135,15 +135,21 @@ def check_ids(cfg: ModelConfig, prompts: list[np.ndarray], max_new_tokens: int) 
         raise UserError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
 
 
-def begun(cfg: ModelConfig, params, prompts: list[np.ndarray], max_new_tokens: int, sources: list[np.ndarray] | None):
-    """(cache, hidden vectors of the prompts' last tokens, their lengths): what writing on starts from. sources: one for
-    each prompt, of a decoder that has an encoder. Raises UserError as `check_ids`."""
-    check_ids(cfg, prompts, max_new_tokens)
+def begun(
+    cfg: ModelConfig, params, prompts: list[np.ndarray], max_new_tokens: int | np.ndarray,
+    sources: list[np.ndarray] | None,
+):  # fmt: skip
+    """(cache, hidden vectors of the prompts' last tokens, their lengths, how many tokens each may get): what writing on
+    starts from. max_new_tokens: of all, or (B,). sources: one for each prompt, of a decoder that has an encoder. Raises
+    UserError as `check_ids`."""
     B = len(prompts)
+    limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), B)
+    for prompt, limit in zip(prompts, limits.tolist(), strict=True):
+        check_ids(cfg, [prompt], limit)
     # where the last chunk reaches beyond the cache, that part is padding, and the cache drops it
     chunk = min(CHUNK_ON_CPU if jax.default_backend() == "cpu" else CHUNK, cfg.context)
     padded, lengths = filled_up(prompts, chunk)
-    room = padded_length(max(map(len, prompts)) + max_new_tokens, cfg.context, shortest=SLOTS)
+    room = padded_length(int((lengths + limits).max()), cfg.context, shortest=SLOTS)
     cache = empty_cache(cfg, B, room, stacked=not isinstance(params["blocks"], tuple))
     if sources is not None:
         check_ids(cfg, sources, 0)
@@ -155,18 +161,17 @@ def begun(cfg: ModelConfig, params, prompts: list[np.ndarray], max_new_tokens: i
         cache, last_BD = prefill(
             cfg, params, padded[:, start : start + chunk], jnp.int32(start), lengths, cache, last_BD
         )
-    return cache, last_BD, lengths
+    return cache, last_BD, lengths, limits
 
 
 def generate(
-    cfg: ModelConfig, params, prompts: list[np.ndarray], *, max_new_tokens: int, how: Choice, seed: int = 0,
-    stops: tuple[int, ...] = (), known: int | None = None, sources: list[np.ndarray] | None = None,
+    cfg: ModelConfig, params, prompts: list[np.ndarray], *, max_new_tokens: int | np.ndarray, how: Choice,
+    seed: int = 0, stops: tuple[int, ...] = (), known: int | None = None, sources: list[np.ndarray] | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
-    """The new tokens of each prompt, without the prompt; up to max_new_tokens, up to one of `stops` (not included).
-    known: how many ids the tokenizer has, where the model's vocabulary is larger. sources: see `begun`. Raises
-    UserError as `check_ids`."""
-    cache, last_BD, lengths = begun(cfg, params, prompts, max_new_tokens, sources)
-    limits = np.full(len(prompts), max_new_tokens, np.int32)
+    """The new tokens of each prompt, without the prompt; up to max_new_tokens, of all or of each, up to one of `stops`
+    (not included). known: how many ids the tokenizer has, where the model's vocabulary is larger. sources: see `begun`.
+    Raises UserError as `check_ids`."""
+    cache, last_BD, lengths, limits = begun(cfg, params, prompts, max_new_tokens, sources)
     # padded, so that other stops compile nothing
     padded_stops = np.full(max(8, len(stops)), -1, np.int32)
     padded_stops[: len(stops)] = stops

@@ -13,20 +13,21 @@ ROWS_ON_CPU, ROWS = 8, 64
 
 
 def write_all(
-    cfg: ModelConfig, params, prompts: list[np.ndarray], how: Choice | Beam, *,
+    cfg: ModelConfig, params, prompts: list[np.ndarray], how: Choice | Beam, *, max_new_tokens: int | np.ndarray,
     sources: list[np.ndarray] | None = None, rows: int | None = None,
     followed: Callable[[list], Iterable] = iter, **settings,
 ) -> list[np.ndarray]:  # fmt: skip
-    """The new tokens of each prompt, as `beam.write`. rows: at one time. followed: goes through the batches, lists of
-    the prompts' numbers, and may tell of it."""
+    """The new tokens of each prompt, as `beam.write`. max_new_tokens: of all, or of each. rows: at one time. followed:
+    goes through the batches, lists of the prompts' numbers, and may tell of it."""
     # rows of like lengths together; always as many, so that few programs are compiled
     B = rows or (ROWS_ON_CPU if jax.default_backend() == "cpu" else ROWS)
     order = np.argsort([len(one) for one in sources or prompts], kind="stable")[::-1]
     found = [np.zeros(0, np.int32)] * len(prompts)
     for index in followed([order[i : i + B] for i in range(0, len(order), B)]):
         whole = [*index, *[index[-1]] * (B - len(index))]
+        limits = np.broadcast_to(max_new_tokens, len(prompts))[whole]
         own = {} if sources is None else {"sources": [sources[i] for i in whole]}
-        news = write(cfg, params, [prompts[i] for i in whole], how, **own, **settings)
+        news = write(cfg, params, [prompts[i] for i in whole], how, max_new_tokens=limits, **own, **settings)
         for i, new in zip(index, news, strict=False):
             found[i] = new
     return found

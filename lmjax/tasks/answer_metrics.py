@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.tasks.text_metrics import bootstrap, exact_match, f1, wilson
+from lmjax.tasks.text_metrics import bootstrap, exact_match, f1, normalised, wilson, within
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class AnswerFigures:
 
     def lines(self) -> list[str]:
         """As a user reads it."""
-        low, high = self.exact_match_interval
-        told = [f"exact match {self.exact_match:.4f} (95 %: {low:.4f} to {high:.4f}), {self.questions:,} questions"]
-        within = "" if self.f1_interval is None else " (95 %: {:.4f} to {:.4f})".format(*self.f1_interval)
-        told.append(f"F1 {self.f1:.4f}{within}")
+        told = [
+            f"exact match {self.exact_match:.4f}{within(self.exact_match_interval)}, {self.questions:,} questions",
+            f"F1 {self.f1:.4f}{within(self.f1_interval)}",
+        ]
         for name, part in (("with an answer", self.answered), ("without", self.unanswered)):
             if part is not None:
                 told.append(f"{part[0]:,} {name}: exact match {part[1]:.4f}, F1 {part[2]:.4f}")
@@ -38,13 +38,15 @@ class AnswerFigures:
 
 
 def answer_figures(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> AnswerFigures:
-    """The best over the references of each question, by SQuAD's rules (evaluate-v1.1.py). Of a question without
-    references the right prediction is "", which counts in both figures (evaluate-v2.0.py)."""
+    """The best over the references of each question, by SQuAD's rules (evaluate-v2.0.py): references of which
+    normalisation leaves nothing are none, and of a question without one the right prediction is such a text too, which
+    counts in both figures."""
+    said = [[text for text in texts if normalised(text)] for texts in references]
     right_Q, f1_Q = (
         np.array(
             [
-                score(prediction, texts) if texts else float(not prediction)
-                for prediction, texts in zip(predictions, references, strict=True)
+                score(prediction, texts) if texts else float(not normalised(prediction))
+                for prediction, texts in zip(predictions, said, strict=True)
             ]
         )
         for score in (exact_match, f1)

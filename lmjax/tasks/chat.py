@@ -80,11 +80,22 @@ class Chat(CausalLM):
 
     def asked(self, record: Record) -> list[Message] | str:
         """What stands before a record's last answer, or before the one that it does not have yet."""
-        if self.messages not in record.fields:
+        if self.messages not in record.fields and self.completion not in record.fields:
             is_list = is_conversation(record, self.prompt)
             return messages_of(record, self.prompt) if is_list else record.text(self.prompt)
-        messages = messages_of(record, self.messages)
+        messages, _ = self.conversation(record)
+        if messages is None:
+            return record.text(self.prompt)
         return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+    def answered(self, record: Record) -> Record:
+        """A record that has an answer, without what stands behind its last one."""
+        name = self.messages if self.is_whole(record) else self.completion
+        if not is_conversation(record, name):
+            return record
+        messages = messages_of(record, name)
+        last = max(place for place, message in enumerate(messages, 1) if message["role"] == "assistant")
+        return record._replace(fields=record.fields | {name: messages[:last]})
 
     def answer(self, record: Record) -> str:
         """The last one. Raises UserError where there is none."""

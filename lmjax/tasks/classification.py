@@ -88,6 +88,8 @@ class Classification:
     def fitted(self, records: Iterable[Record]) -> "Classification":
         """With the labels of the training records. Raises UserError where one of those named has no record."""
         found = Counter(self._label(record) for record in records)
+        if not found:
+            raise UserError("data.source: nothing to train on; expected records with labels")
         if self.labels is None:
             if len(found) < 2:
                 raise UserError(f"task.label: {self.label!r} has one value in the training data: {', '.join(found)}")
@@ -98,9 +100,9 @@ class Classification:
 
     def _label(self, record: Record) -> str:
         value = record.field(self.label)
-        if not isinstance(value, str | int) or value == "":
-            raise UserError(f"{record.where}: {self.label!r} is {str(value)[:40]!r}; expected a label")
-        return str(value)
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            raise UserError(f"{record.where}: {self.label!r} is {str(value)[:40]!r}; expected a text or a whole number")
+        return str(value) if isinstance(value, int) else record.text(self.label)
 
     def encode(
         self, record: Record, tokenizer: Tokenizer, cfg: ModelConfig, length: int, source_length: int | None = None
@@ -122,12 +124,15 @@ class Classification:
 
     def tokens(self, record: Record, tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray | None]:
         """(ids, types) of a record's text or pair. Raises UserError as `encode`."""
+        for name, text in zip(self.fields, self.texts(record), strict=True):
+            if not text.strip():
+                raise UserError(f"{record.where}: {name!r} is empty")
         if self.second is None:
             ids, types = tokenizer.encode_document(record.text(self.text)), None
         else:
             ids, types, _ = encode_pair(tokenizer, *self.texts(record))
         if not len(ids):
-            raise UserError(f"{record.where}: {self.text!r} is empty")
+            raise UserError(f"{record.where}: the tokenizer has no token for {self.text!r}")
         if len(ids) > length and self.too_long == "error":
             raise UserError(
                 f"{record.where}: {len(ids)} tokens; a row has {length} (task.too_long=cut reads the beginning)"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.tasks.text_metrics import bootstrap, confusion, label_f1, macro_f1, wilson
+from lmjax.tasks.text_metrics import bootstrap, confusion, label_f1, macro_f1, wilson, within
 
 CORNER = "true \\ predicted"
 
@@ -30,17 +30,13 @@ class LabelFigures:
         count, width = sum(map(sum, self.confusion)), max(map(len, (*self.labels, CORNER)))
         each = ", ".join(f"{label} {value:.4f}" for label, value in self.f1.items())
         return [
-            f"accuracy {self.accuracy:.4f}{_within(self.accuracy_interval)}, {count:,} records",
-            f"macro F1 {self.macro_f1:.4f}{_within(self.macro_f1_interval)}; {each}",
+            f"accuracy {self.accuracy:.4f}{within(self.accuracy_interval)}, {count:,} records",
+            f"macro F1 {self.macro_f1:.4f}{within(self.macro_f1_interval)}; {each}",
             *(
                 "  ".join(f"{cell:>{width}}" for cell in row)
                 for row in ((CORNER, *self.labels), *zip(self.labels, *zip(*self.confusion, strict=True), strict=True))
             ),
         ]
-
-
-def _within(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" (95 %: {interval[0]:.4f} to {interval[1]:.4f})"
 
 
 def label_figures(labels: tuple[str, ...], true_R: np.ndarray, predicted_R: np.ndarray) -> LabelFigures:

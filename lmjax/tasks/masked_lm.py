@@ -106,10 +106,10 @@ class MaskedLM:
         hidden_BTD, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
         return self._loss(cfg, params, batch, hidden_BTD, count_correct=True)
 
-    def guesses(self, cfg: ModelConfig, params, batch: Batch) -> jax.Array:
-        """(B, T), the most probable token at every place."""
+    def guesses(self, cfg: ModelConfig, params, batch: Batch, known: int) -> jax.Array:
+        """(B, T), the most probable token at every place. known: how many ids the tokenizer has."""
         hidden_BTD, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
-        return jnp.argmax(transformer.masked_logits(cfg, params, hidden_BTD), axis=-1)
+        return jnp.argmax(transformer.masked_logits(cfg, params, hidden_BTD)[..., :known], axis=-1)
 
     def chunk(self, rows: int, length: int, vocab: int) -> int | None:
         """Of `places`, those whose logits exist at one time, in microbatches of so many rows on the mesh in use; None:

@@ -13,6 +13,7 @@ from lmjax.data.templates import filled, names
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
+from lmjax.tasks.answers import answers_of
 from lmjax.tasks.causal_lm import NextToken
 from lmjax.tasks.loss import Loss, check_loss, log_probabilities, vocabulary_loss
 from lmjax.tokenizers import Tokenizer
@@ -24,8 +25,8 @@ class Seq2Seq(NextToken):
     """log p(target | source) of every token of the target and of EOS behind it (arXiv:1409.3215, equation 1).
 
     source: a template with fields in braces, which the encoder reads, or, where there is none, the decoder before
-    the target; there it ends with `separator`. target: the name of the field with the text to write: a text, a list of
-    texts of which the first is learnt and any is right, or SQuAD's answers. label_smoothing: only in training.
+    the target; there it ends with `separator`. target: the name of the field with the text to write, or with several
+    (`tasks.answers`), of which the first is learnt and any is right. label_smoothing: only in training.
     too_long: what becomes of a training example with more tokens than a row: an error, or it is left out.
 
     start: the id that the decoder beside an encoder begins with; None: that of the model which init_from names,
@@ -72,25 +73,20 @@ class Seq2Seq(NextToken):
 
     def references(self, record: Record) -> list[str]:
         """The right texts. Raises UserError where there is none."""
-        value = record.field(self.target)
-        if isinstance(value, str):
-            return [record.text(self.target)]
-        texts = [one["text"] if isinstance(one, dict) and "text" in one else one for one in value or ()]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{record.where}: {self.target!r} is {str(value)[:40]!r}; expected a text, or several")
+        texts = [answer.text for answer in answers_of(record, self.target)]
+        if not texts:
+            raise UserError(f"{record.where}: {self.target!r} has no text; expected one, or several")
         return texts
 
     def prompt(self, record: Record, tokenizer: Tokenizer, cfg: ModelConfig) -> tuple[np.ndarray, np.ndarray | None]:
         """(what the decoder reads before the first token that it writes, what the encoder reads; None: there is
-        none). Raises UserError where the text is missing or the encoder's longer than the model allows."""
+        none). Raises UserError where the text is missing."""
         if tokenizer.policy.eos is None:
             raise UserError("task Seq2Seq: the tokenizer has no EOS, behind which a text that is written would end")
         text = filled(self.source, record)
         if not cfg.encoder_layers:
             return prompt_ids(text + self.separator, tokenizer), None
         source = source_ids(text, tokenizer)
-        if len(source) > cfg.context:
-            raise UserError(f"{record.where}: a source of {len(source)} tokens; model.context is {cfg.context}")
         start = decoder_start(tokenizer.policy) if self.start is None else self.start
         return np.array([start], np.int32), source
 

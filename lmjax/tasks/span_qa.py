@@ -14,6 +14,7 @@ from lmjax.data.sources import Record
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
+from lmjax.tasks.answers import Answer, answers_of
 from lmjax.tasks.loss import Loss, with_routing
 from lmjax.tasks.segments import same_segment, segment_max, segment_sum
 from lmjax.tokenizers import Tokenizer
@@ -24,13 +25,6 @@ from lmjax.tokenizers.spans import spans
 START, END = 1, 2
 # the type of `mark_shared`
 SHARED = 2
-
-
-class Answer(NamedTuple):
-    """start: its first character in the context; None where the record does not say it."""
-
-    text: str
-    start: int | None
 
 
 class Asked(NamedTuple):
@@ -54,8 +48,8 @@ class Asked(NamedTuple):
 class SpanQA:
     """The first and the last token of the answer, each by a softmax over all tokens of the question and its context.
 
-    context, question, answers: names of the fields. answers: as SQuAD has them, a list of {"text", "answer_start"}
-    (training takes the first), or an object of two lists. stride: a context that is longer than a row is read in
+    context, question, answers: names of the fields. answers: as `tasks.answers` reads them; training takes the first,
+    and needs to know where it begins. stride: a context that is longer than a row is read in
     windows that begin so many tokens apart; None: half of what a row has room for. In a window that does not hold the
     whole answer, both ends are the row's first token. longest_answer: in tokens, of what is predicted. null_threshold:
     None: every question has an answer; a number: there may be none (SQuAD 2.0), and none is predicted where the
@@ -123,6 +117,8 @@ class SpanQA:
             if not text.strip():
                 raise UserError(f"{record.where}: {name!r} is empty")
         pair, spans_S2 = encode_pair(tokenizer, question, context), spans(tokenizer, context)
+        if not len(spans_S2):
+            raise UserError(f"{record.where}: the tokenizer has no token for {self.context!r}, {context[:40]!r}")
         ids, types, (first, stop) = pair.ids, pair.types, (pair.second.start, pair.second.stop)
         if self.mark_shared:
             shared_S = np.isin(ids[pair.second], tokenizer.encode(question))
@@ -156,27 +152,18 @@ class SpanQA:
     def answers_of(self, record: Record) -> list[Answer]:
         """Raises UserError where there is none and the task expects one, and where one is not in the context at the
         place that it names."""
-        context, given = record.text(self.context), record.field(self.answers)
-        if isinstance(given, dict) and isinstance(given.get("text"), list):
-            starts = given.get("answer_start", [None] * len(given["text"]))
-            given = [{"text": text, "answer_start": start} for text, start in zip(given["text"], starts, strict=False)]
-        if not isinstance(given, list) or not all(isinstance(one, dict) and "text" in one for one in given):
-            form = '{"text", "answer_start"}'
-            raise UserError(f"{record.where}: {self.answers!r} is {str(given)[:40]!r}; expected a list of {form}")
-        if not given and self.null_threshold is None:
+        context, found = record.text(self.context), answers_of(record, self.answers)
+        if not found and self.null_threshold is None:
             raise UserError(
                 f"{record.where}: no answer; expected one, or task.null_threshold for questions that have none"
             )
-        found = []
-        for one in given:
-            text, start = one["text"], one.get("answer_start")
-            if not isinstance(text, str) or not text:
-                raise UserError(f"{record.where}: an answer is {str(text)[:40]!r}; expected a text")
+        for text, start in found:
+            if not text:
+                raise UserError(f"{record.where}: an answer is empty; expected a text")
             if start is not None and not (isinstance(start, int) and start >= 0 and context.startswith(text, start)):
                 raise UserError(
                     f"{record.where}: the answer {text[:40]!r} is not in its context at answer_start {start}"
                 )
-            found.append(Answer(text, start))
         return found
 
     def _tokens_of(self, answer: Answer, spans_S2: np.ndarray, record: Record) -> tuple[int, int]:

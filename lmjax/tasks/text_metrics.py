@@ -27,6 +27,11 @@ class Interval(NamedTuple):
     high: float
 
 
+def within(interval: tuple[float, float] | None, digits: int = 4) -> str:
+    """Of an interval, as it stands behind its figure; "" where there is none."""
+    return "" if interval is None else f" (95 %: {interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+
+
 class Corpus(NamedTuple):
     """A corpus score by sacrebleu, its error and interval by bootstrap over the texts (None of one text), and the
     signature that says all settings and the version."""

@@ -3,11 +3,7 @@
 from dataclasses import dataclass
 
 from lmjax.tasks import text_metrics
-from lmjax.tasks.text_metrics import Interval
-
-
-def _within(interval: Interval | None) -> str:
-    return "" if interval is None else f" (95 %: {interval.low:.2f} to {interval.high:.2f})"
+from lmjax.tasks.text_metrics import Interval, within
 
 
 @dataclass(frozen=True)
@@ -27,8 +23,8 @@ class TranslationFigures:
 
     def lines(self) -> list[str]:
         return [
-            f"BLEU {self.bleu:.2f}{_within(self.bleu_interval)}, {self.texts:,} texts; {self.bleu_signature}",
-            f"chrF {self.chrf:.2f}{_within(self.chrf_interval)}; {self.chrf_signature}",
+            f"BLEU {self.bleu:.2f}{within(self.bleu_interval, 2)}, {self.texts:,} texts; {self.bleu_signature}",
+            f"chrF {self.chrf:.2f}{within(self.chrf_interval, 2)}; {self.chrf_signature}",
         ]
 
 

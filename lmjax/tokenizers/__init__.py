@@ -109,7 +109,8 @@ class SentencePiece(Chatting):
 class HuggingFace(Chatting):
     """A directory with tokenizer.json, or with vocab.json and merges.txt as GPT-2 ships; or such a .json file.
 
-    bos, eos: the control token's text, such as "<|endoftext|>", that a document gets before or after it; None: none.
+    bos, eos: the control token's text, such as "<|endoftext|>", that a document gets before or after it; None: that
+    which the file itself puts there, if it does; "": none.
     mask: that of the one that hides others, for masked tasks; None: <mask> or [MASK], where it is a special token.
     """
 
@@ -132,17 +133,21 @@ class HuggingFace(Chatting):
             )
         try:
             bare = HuggingFaceTokenizer(serialised, Policy())
+            before, after = bare.around()
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"tokenizer: {single}: not a tokenizer file: {error}") from None
-        ids = {name: self._control(bare, name) for name in ("bos", "eos", "mask")}
-        if self.mask is None:
-            ids["mask"] = bare.mask_id()
+        mask = bare.mask_id()
+        usual = {"bos": before, "eos": after, "mask": [] if mask is None else [mask]}
+        ids = {name: self._control(bare, name, its_own) for name, its_own in usual.items()}
         return HuggingFaceTokenizer(serialised, Policy(**ids), chat_of(path) if path.is_dir() else None)
 
-    def _control(self, tokenizer: HuggingFaceTokenizer, name: str) -> int | None:
+    def _control(self, tokenizer: HuggingFaceTokenizer, name: str, its_own: list[int]) -> int | None:
         token = getattr(self, name)
-        if token is None:
-            return None
+        if token is None and len(its_own) > 1:
+            found = f"{self.path} puts {len(its_own)} tokens there"
+            raise UserError(f'tokenizer.{name}: {found}; expected the text of one, or "" for none')
+        if not token:
+            return next(iter(its_own), None) if token is None else None
         index = tokenizer.id_of(token)
         if index is None:
             raise UserError(f"tokenizer.{name}: {token!r} is not in the vocabulary of {self.path}")

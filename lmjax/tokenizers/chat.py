@@ -5,6 +5,7 @@ with limits on time and memory. What it puts around the messages may be control 
 """
 
 import copy
+import datetime
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,10 +39,12 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Chat:
-    """template: in Jinja. names: of the special tokens that templates speak of, such as bos_token, with their texts."""
+    """template: in Jinja. names: of the special tokens that templates speak of, such as bos_token, with their texts.
+    date: the day that a template which tells it is told, in ISO 8601; None: today."""
 
     template: str
     names: dict[str, str] = field(default_factory=dict)
+    date: str | None = None
 
 
 def chat_of(directory: Path) -> Chat | None:
@@ -83,6 +86,16 @@ def with_template(tokenizer: "Tokenizer", template: str | None) -> "Tokenizer":
     known = {} if tokenizer.chat is None else tokenizer.chat.names
     spoken.chat = Chat(PLAIN if template == "plain" else _text(Path(template)), known | names)
     return spoken
+
+
+def dated(tokenizer: "Tokenizer") -> "Tokenizer":
+    """The tokenizer of a run that begins: where its template tells the date, that stays today's, or conversations would
+    have other ids tomorrow."""
+    if tokenizer.chat is None or tokenizer.chat.date is not None or "strftime_now" not in tokenizer.chat.template:
+        return tokenizer
+    fixed = copy.copy(tokenizer)
+    fixed.chat = replace(tokenizer.chat, date=datetime.date.today().isoformat())
+    return fixed
 
 
 def _text(file: Path) -> str:
@@ -128,24 +141,32 @@ def _spoken(tokenizer: "Tokenizer", messages: list[Message], *, reply: bool) -> 
             "--tokenizer.chat_template=plain or =FILE.jinja"
         )
     specials = tokenizer.special_tokens()
-    spelt = any(token in str(message.get("content")) for message in messages for token in specials)
-    text = render(tokenizer.chat, [_broken(m, specials) for m in messages] if spelt else messages, reply=reply)
-    return Spoken(text, by_pieces(tokenizer, text) if spelt else tokenizer.encode_with_controls(text))
+    broken = _broken(messages, specials)
+    spelt = broken != messages
+    text = render(tokenizer.chat, broken, reply=reply)
+    return Spoken(text, tokenizer.encode_broken(text) if spelt else tokenizer.encode_with_controls(text))
 
 
 def by_pieces(tokenizer: "Tokenizer", text: str) -> np.ndarray:
-    """The ids of what stands between special tokens written in the text, and of these."""
+    """The ids of what stands between special tokens written in the text, each encoded as a text, and of these. BREAK
+    keeps a special token from being one, and is left out."""
     specials, ids = tokenizer.special_tokens(), []
     for piece in _split(text, specials):
         ids += [specials[piece]] if piece in specials else tokenizer.encode(piece.replace(BREAK, "")).tolist()
     return np.array(ids, np.int32)
 
 
-def _broken(message: Message, specials: dict[str, int]) -> Message:
-    content = message["content"]
-    for token in sorted(specials, key=len, reverse=True):
-        content = content.replace(token, token[0] + BREAK + token[1:])
-    return message | {"content": content}
+def _broken(value, specials: dict[str, int]):
+    """What messages say, with BREAK in every special token that it spells out: a template may write any of it, roles
+    and the arguments of tools too."""
+    if isinstance(value, dict):
+        return {_broken(key, specials): _broken(one, specials) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_broken(one, specials) for one in value]
+    if isinstance(value, str):
+        for token in sorted(specials, key=len, reverse=True):
+            value = value.replace(token, token[0] + BREAK + token[1:])
+    return value
 
 
 def _split(text: str, specials: dict[str, int]) -> list[str]:
@@ -219,7 +240,7 @@ def stops_of(tokenizer: "Tokenizer") -> tuple[int, ...]:
 def render(chat: Chat, messages: list[Message], *, reply: bool) -> str:
     """What the template makes of the messages. Raises UserError where it fails, or takes too long or too much."""
     variables = chat.names | {"messages": messages, "add_generation_prompt": reply}
-    answer = _renderer.ask({"template": chat.template, "variables": variables})
+    answer = _renderer.ask({"template": chat.template, "variables": variables, "date": chat.date})
     if "refused" in answer:
         raise UserError(f"the chat template refuses: {' '.join(answer['refused'].split())[:300]}")
     return answer["text"]

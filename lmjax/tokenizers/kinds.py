@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from lmjax.errors import UserError
-from lmjax.tokenizers.chat import Chat, by_pieces
+from lmjax.tokenizers.chat import BREAK, Chat, by_pieces
 from lmjax.tokenizers.passages import MASKS
 
 POLICY_FILE = "policy.json"
@@ -47,6 +47,10 @@ class Tokenizer:
 
     def encode_with_controls(self, text: str) -> np.ndarray:
         """The ids where special tokens written in the text are special: for templates, never for a user's words."""
+        return by_pieces(self, text)
+
+    def encode_broken(self, text: str) -> np.ndarray:
+        """The same of a text in which BREAK keeps special tokens that a user has written from being special."""
         return by_pieces(self, text)
 
     def encode(self, text: str) -> np.ndarray:
@@ -222,11 +226,29 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._tokenizer.num_special_tokens_to_add(is_pair=True) > 0
 
     def encode_with_controls(self, text):
+        return np.array(self._with_controls(text).ids, np.int32)
+
+    def _with_controls(self, text: str):
         self._tokenizer.encode_special_tokens = False
         try:
-            return self.encode(text)
+            return self.encoding(text)
         finally:
             self._tokenizer.encode_special_tokens = True
+
+    def encode_broken(self, text):
+        """The whole text is encoded at one time, as one without BREAK is, so that it has other ids nowhere else."""
+        found, of_break, ids = self._with_controls(text), set(self.encode(BREAK).tolist()), []
+        for index, (start, end) in zip(found.ids, found.offsets, strict=True):
+            piece = text[start:end]
+            if BREAK not in piece:
+                ids.append(index)
+            elif piece.strip(BREAK) or index not in of_break:
+                # a token that has more of the text than BREAK
+                return by_pieces(self, text)
+        by_parts, controls = by_pieces(self, text), list(self.special_tokens().values())
+        # a normaliser may have left BREAK out before special tokens were looked for
+        same = [i for i in ids if i in controls] == [i for i in by_parts.tolist() if i in controls]
+        return np.array(ids, np.int32) if same else by_parts
 
     def around(self) -> tuple[list[int], list[int]]:
         """What the file itself puts before and after a text."""

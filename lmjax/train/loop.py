@@ -20,7 +20,7 @@ from lmjax.places import Place
 from lmjax.run_directory import RunDirectory, commit, environment, versions
 from lmjax.sharding import local_rows, place_batch
 from lmjax.train import state as train_state
-from lmjax.train.predict import graded, predict, telling_what_helps
+from lmjax.train.forecast import forecast, graded, telling_what_helps
 from lmjax.train.prepare import Prepared, check_devices, in_force, prepare
 from lmjax.train.reading import held_out_lines
 from lmjax.train.reference import compared
@@ -91,10 +91,10 @@ def run_steps(run: RunDirectory, prepared: Prepared, state: TrainState, frozen: 
     """The loop. A step is sent off before the results of the one before are looked at, so the device never waits."""
     experiment, mesh = prepared.experiment, prepared.mesh
     done, steps = int(state.step), experiment.steps
-    made, loss_of = predict(experiment, mesh, screen.say), compile_loss(experiment)
+    made, loss_of = forecast(experiment, mesh, screen.say), compile_loss(experiment)
     rates = np.asarray(jax.vmap(partial(experiment.schedule.rate, steps=steps))(np.arange(steps)))
     evaluated, tokenizer = prepared.reading.held_out, prepared.tokenizer
-    samples = Samples(experiment, tokenizer, evaluated)
+    samples = Samples(experiment, tokenizer, evaluated, prepared.reading.records)
     best = hosts.by_first("best", lambda: checkpoint.best_loss(run.checkpoints))
     here = local_rows(mesh, experiment.batch_size)
     place = partial(place_batch, mesh=mesh, rows=experiment.batch_size)
@@ -149,8 +149,8 @@ def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool) -> lis
         if any(change.startswith("steps:") for change in changes) and steps and steps[-1] > prepared.experiment.steps:
             raise UserError(f"--steps={prepared.experiment.steps}: {run.path} is already at step {steps[-1]}")
         return [f"changed since the run began: {change}" for change in changes]
-    remembered, lines = prepared.reading.remembered, held_out_lines(prepared.experiment)
-    run.begin(prepared.experiment, prepared.tokenizer, remembered, lines)
+    lines = held_out_lines(prepared.experiment, prepared.reading)
+    run.begin(prepared.experiment, prepared.tokenizer, prepared.reading.remembered, lines)
     return []
 
 
@@ -173,7 +173,8 @@ def resume(
         screen.say(f"resuming {run.path} after step {manifest.step}")
     if changed and hosts.first():
         # it was accepted, and fits the checkpoint
-        run.write_experiment(experiment, prepared.reading.remembered, held_out_lines(experiment))
+        lines = held_out_lines(experiment, prepared.reading)
+        run.write_experiment(experiment, prepared.reading.remembered, lines)
     run.write_json("environment.json", environment())
     run.cut(0 if manifest is None else manifest.step)
     run.upload()

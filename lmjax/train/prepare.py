@@ -15,7 +15,7 @@ from lmjax.experiment import Experiment
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import build_mesh
 from lmjax.tokenizers import Tokenizer
-from lmjax.tokenizers.chat import with_template
+from lmjax.tokenizers.chat import dated, with_template
 from lmjax.tokenizers.sides import prompt_ids
 from lmjax.train import reading
 from lmjax.train.reading import Reading
@@ -63,6 +63,7 @@ def prepare(experiment: Experiment, run: RunDirectory | None, known: list[str] |
         else:
             experiment, tokenizer = fitting(experiment, tokenizer), speaking(experiment, tokenizer)
         experiment = starting(experiment, begun)
+    tokenizer = tokenizer if begun else dated(tokenizer)
     experiment = experiment.with_vocab(tokenizer.vocab_size)
     # what the tokenizer lacks for the task is found before it reads the text
     experiment.task.change(tokenizer, experiment.seed)
@@ -89,7 +90,8 @@ def build_tokenizer(experiment: Experiment) -> Tokenizer:
     digest = hashlib.sha256(f"{tokenizers.FORMAT} {replace(config, chat_template=None)!r}".encode())
     empty = True
     for text in reading.texts(experiment, splits):
-        digest.update(text.encode())
+        content = text.encode()
+        digest.update(f"{len(content)} ".encode() + content)
         empty = empty and not text.strip()
     if empty:
         sources = ", ".join(reading.place(source) for source, _ in parts(experiment.data.source))

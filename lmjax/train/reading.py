@@ -1,15 +1,14 @@
 """What an experiment trains on and is evaluated on, as rows: windows onto a text, or packed examples of its task."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lmjax.data.batches import Rows
 from lmjax.data.mixture import parts, records_of
 from lmjax.data.packing import PackedRows
-from lmjax.data.sources import Source
+from lmjax.data.sources import Record, Source, json_line
 from lmjax.data.store import Store, joined, open_store
 from lmjax.data.windows import Windows
 from lmjax.errors import UserError
@@ -20,13 +19,15 @@ from lmjax.tokenizers import Tokenizer
 @dataclass(frozen=True)
 class Reading:
     """parts: rows of each source, and its weight. fingerprints: of what each source gives. tokens: of each source, by
-    split. kept: where the tokens are kept, for the line in force."""
+    split. kept: where the tokens are kept, for the line in force. records: of a task on records the held-out ones that
+    its rows are of; what the task leaves out is not among them."""
 
     parts: list[tuple[Rows, float]]
     held_out: Rows
     fingerprints: list[str]
     tokens: dict[str, list[int]]
     kept: str
+    records: list[Record] = field(default_factory=list)
 
     @property
     def remembered(self) -> dict:
@@ -75,12 +76,15 @@ def _kept(stores: list[Store]) -> str:
 
 def _examples(experiment: Experiment, tokenizer: Tokenizer, known: list[str] | None) -> Reading:
     sources = parts(experiment.data.source)
-    rows, held_out, tokens = [], [], {"train": [], "held_out": []}
+    rows, held_out, tokens, evaluated_records = [], [], {"train": [], "held_out": []}, []
     encode = experiment.task.encode
     for source, weight in sources:
         by_split = {"train": [], "held_out": []}
         for split, record in source.split_records():
-            by_split[split] += encode(record, tokenizer, experiment.model, experiment.length, experiment.source_length)
+            found = encode(record, tokenizer, experiment.model, experiment.length, experiment.source_length)
+            by_split[split] += found
+            if found and split == "held_out":
+                evaluated_records.append(record)
         if not by_split["train"]:
             raise UserError(f"data.source {place(source)}: nothing to train on")
         rows.append((packed(experiment, by_split["train"], experiment.seed), weight))
@@ -99,7 +103,7 @@ def _examples(experiment: Experiment, tokenizer: Tokenizer, known: list[str] | N
     count = sum(len(part.tokens) for part, _ in rows)
     filled = np.mean([part.density for part, _ in rows])
     kept = f"{count:,} examples + {len(evaluated.tokens):,} held out, rows of {experiment.length} filled {filled:.0%}"
-    return Reading(rows, evaluated, fingerprints, tokens, kept)
+    return Reading(rows, evaluated, fingerprints, tokens, kept, evaluated_records)
 
 
 def packed(experiment: Experiment, examples: list, seed: int | None = None) -> PackedRows:
@@ -121,13 +125,13 @@ def held_out_texts(experiment: Experiment) -> list[str]:
     return list(texts(experiment, ("held_out",)))
 
 
-def held_out_lines(experiment: Experiment) -> str:
+def held_out_lines(experiment: Experiment, reading: Reading) -> str:
     """What is held out as JSON lines, as `evaluate` reads them."""
     if not experiment.task.on_records:
         lines = [{"text": text} for text in held_out_texts(experiment)]
     else:
-        lines = [record.fields for record in records_of(experiment.data.source, "held_out")]
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        lines = [record.fields for record in reading.records]
+    return "".join(map(json_line, lines))
 
 
 def fitted(experiment: Experiment) -> Experiment:

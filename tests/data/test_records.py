@@ -7,7 +7,7 @@ import pytest
 
 from lmjax.data.mixture import read_as
 from lmjax.data.records import Parallel, Squad, Table
-from lmjax.data.sources import JsonLines, LastPart, OtherFiles, Record, WholeDocuments
+from lmjax.data.sources import JsonLines, LastPart, OtherFiles, Record, TextFiles, WholeDocuments
 from lmjax.errors import UserError
 
 
@@ -16,22 +16,42 @@ def write(folder, name, content):
     return str(folder / name)
 
 
+def damaged(folder):
+    """A zipped file of which bytes in the middle are lost."""
+    content = bytearray(gzip.compress(bytes(range(256)) * 9))
+    content[20:40] = b"\xff" * 20
+    (folder / "x.jsonl.gz").write_bytes(content)
+    return str(folder / "x.jsonl.gz")
+
+
 def fields(source):
     return [record.fields for record in source.records()]
 
 
 def test_tables(tmp_path):
-    tabs = write(tmp_path, "a.tsv", 'the "film"\t1\r\n\nplain, bad\t0\n')
-    rows = [{"text": 'the "film"', "label": "1"}, {"text": "plain, bad", "label": "0"}]
+    tabs = write(tmp_path, "a.tsv", 'the "film"\t1\r\n  \n\nplain, bad\t0\n\t\n')
+    rows = [{"text": 'the "film"', "label": "1"}, {"text": "plain, bad", "label": "0"}, {"text": "", "label": ""}]
     assert fields(Table(path=tabs, columns=("text", "label"))) == rows
-    commas = write(tmp_path, "b.csv", '\ufefftext,label\n"a ""b"",\nc",1\nd,0\n')
+    commas = write(tmp_path, "b.csv", '\ufefftext,label\n"a ""b"",\nc",1\n  \nd,0\n')
     found = list(Table(path=commas).records())
     assert [record.fields for record in found] == [{"text": 'a "b",\nc', "label": "1"}, {"text": "d", "label": "0"}]
-    assert [record.where for record in found] == [f"{commas}:2", f"{commas}:4"]
+    assert [record.where for record in found] == [f"{commas}:2", f"{commas}:5"]
+    assert fields(Table(path=write(tmp_path, "d.csv", "a,b\n" + "x" * 200_000 + ',""\n')))[0]["b"] == ""
+    assert fields(Table(path=write(tmp_path, "e.csv", 'a\n""\n'))) == [{"a": ""}]
     with gzip.open(tmp_path / "c.csv.gz", "wt") as stream:
         stream.write("x\n7\n")
     assert fields(Table(path=str(tmp_path / "c.csv.gz"))) == [{"x": "7"}]
     assert [d.text for d in Table(path=commas).documents()] == ['a "b",\nc', "d"]
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_text(tmp_path):
+    for name, source, expected in (
+        ("a.txt", TextFiles, {"text": "x", "file": "a.txt"}),
+        ("a.jsonl", JsonLines, {"text": "x"}),
+        ("a.tsv", Table, {"text": "x"}),
+    ):
+        content = {"a.txt": "x", "a.jsonl": '{"text": "x"}', "a.tsv": "text\nx\n"}[name]
+        assert fields(source(path=write(tmp_path, name, "\ufeff" + content))) == [expected]
 
 
 def test_parallel_texts_keep_lines_together(tmp_path):
@@ -58,6 +78,12 @@ def test_squad(tmp_path):
             lambda t: Parallel(path=(write(t, "x.en", "a\nb\n"), write(t, "x.de", "c\n"))),
             r"x\.en has 2 lines and .*x\.de 1; expected as many",
         ),
+        (
+            lambda t: Table(path=write(t, "x.csv", "a,b,a\n1,2,3\n")),
+            r"x\.csv:1: the columns are a, b, a; expected differ",
+        ),
+        (lambda t: Squad(path=write(t, "x.json", "[" * 99_999)), r"x\.json: not in SQuAD's format: maximum recursion"),
+        (lambda t: JsonLines(path=damaged(t)), r"x\.jsonl\.gz: cannot be read: .*invalid"),
         (lambda t: Squad(path=write(t, "x.json", '{"data": [')), r"x\.json: not in SQuAD's format: Expecting value"),
         (
             lambda t: Squad(path=write(t, "x.json", '{"data": [{}]}')),

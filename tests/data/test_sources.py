@@ -4,9 +4,19 @@ import gzip
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from lmjax.data.sources import Document, JsonLines, LastPart, PythonLibrary, TextFiles, WholeDocuments
+from lmjax.data.sources import (
+    Document,
+    JsonLines,
+    LastPart,
+    PythonLibrary,
+    TextFiles,
+    WholeDocuments,
+    _plain,
+    json_line,
+)
 from lmjax.errors import UserError
 
 
@@ -98,3 +108,14 @@ def test_packages_of_the_python_library_are_those_that_are_named():
     assert {record.name: split for split, record in source.split_records()}.items() <= of_all.items()
     with pytest.raises(UserError, match="data.source.packages: no file of 'jsno' in this interpreter"):
         PythonLibrary(packages=("json", "jsno")).check()
+
+
+def test_a_line_of_json_says_every_text():
+    value = {"a": "\u00e9", "id": "half a pair \ud83d"}
+    line = json_line(value)
+    assert "\u00e9" in line and json.loads(line.encode()) == value
+
+
+def test_nested_features_of_a_dataset_are_values_of_json():
+    value = {"texts": np.array([b"x", "é".encode()], object), "numbers": [np.int64(3), {"a": b"y"}]}
+    assert _plain(value, None, "n") == {"texts": ["x", "é"], "numbers": [3, {"a": "y"}]}

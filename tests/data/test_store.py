@@ -7,7 +7,7 @@ from lmjax import cache
 from lmjax.data import store
 from lmjax.data.sources import TextFiles, WholeDocuments
 from lmjax.errors import UserError
-from lmjax.tokenizers import Bytes, SentencePiece
+from lmjax.tokenizers import Bytes, CharacterTokenizer, Policy, SentencePiece
 from tests import tiny
 
 
@@ -54,6 +54,13 @@ def test_is_made_once_and_again_for_other_text_or_tokenizer(own_cache, source, t
     second = store.open_store(source, Bytes().build(list))
     assert not second.reused
     assert second.fingerprint != first.fingerprint
+
+
+def test_ids_side_by_side_are_not_taken_for_others(source):
+    names = [
+        store.fingerprint(source, CharacterTokenizer("ab", Policy(bos=bos, eos=eos))) for bos, eos in ((1, 12), (11, 2))
+    ]
+    assert names[0] != names[1]
 
 
 def test_nothing_half_made_is_left(own_cache, source, monkeypatch):

@@ -87,6 +87,10 @@ def test_shots_are_other_examples_and_the_same_every_time(tmp_path):
     other = str(write_lines(tmp_path / "other.jsonl", CHOICES[0]))
     items = MultipleChoice.of(Settings(data=file, shots=1, shots_from=other)).items
     assert all(item.context.startswith(solved[0] + "\n\n") for item in items)
+    # nor is an item its own shot where both are one file
+    assert MultipleChoice.of(Settings(data=file, shots=2, shots_from=file)).items == MultipleChoice.of(
+        Settings(data=file, shots=2)
+    ).items  # fmt: skip
 
 
 def test_classification_is_brute_force(model, tmp_path):
@@ -219,13 +223,13 @@ QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
         ("multiple-choice", "", [], "d.jsonl: no example in it; expected lines of JSON"),
         ("multiple-choice", QUESTION + '{"question": \n', [], "d.jsonl:2: not JSON: "),
         ("multiple-choice", "[" * 100_000, [], "d.jsonl:1: not JSON: "),
-        ("multiple-choice", QUESTION + "\n[1]\n", [], "d.jsonl:3: [1]; expected an object of JSON"),
-        ("multiple-choice", '{"question": "q", "choises": ["a"], "answer": 0}', [], "d.jsonl:1: no field 'choices'; is 'choises' meant to be that?"),
+        ("multiple-choice", QUESTION + "\n[1]\n", [], "d.jsonl:3: expected an object, not '[1]'"),
+        ("multiple-choice", '{"question": "q", "choises": ["a"], "answer": 0}', [], "d.jsonl:1: no field 'choices'; it has 'question', 'choises', 'answer'"),
         ("multiple-choice", '{"x": 1}', [], "d.jsonl:1: no field 'question' or 'context'; it has 'x'"),
         ("multiple-choice", '{"question": "q", "context": "c"}', [], "d.jsonl:1: 'question' and 'context'; expected --template TEXT"),
-        ("multiple-choice", '{"question": 3, "choices": ["a", "b"], "answer": 0}', [], "d.jsonl:1: 'question' is 3; expected a text"),
-        ("multiple-choice", '{"question": "q", "choices": [1, 2], "answer": 0}', [], "d.jsonl:1: 'choices' is 1; expected a text"),
-        ("multiple-choice", '{"question": "q", "choices": {}, "answer": 0}', [], "d.jsonl:1: 'choices' is {}; expected a list of texts"),
+        ("multiple-choice", '{"question": 3, "choices": ["a", "b"], "answer": 0}', [], "d.jsonl:1: 'question' is '3'; expected a text"),
+        ("multiple-choice", '{"question": "q", "choices": [1, 2], "answer": 0}', [], "d.jsonl:1: 'choices' is '1'; expected a text"),
+        ("multiple-choice", '{"question": "q", "choices": {}, "answer": 0}', [], "d.jsonl:1: 'choices' is '{}'; expected a list of texts"),
         ("multiple-choice", '{"question": "q", "choices": ["a"], "answer": 0}', [], "d.jsonl:1: 'choices' has 1 text(s); expected two or more"),
         ("multiple-choice", '{"question": "q", "choices": ["a", "b"], "answer": 2}', [], "d.jsonl:1: 'answer' is 2; expected a number from 0 to 1, or one of the choices"),
         ("multiple-choice", '{"question": "q", "choices": ["a", "b"], "answer": "c"}', [], "'answer' is 'c'"),
@@ -249,7 +253,7 @@ QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
         ("perplexity", '{"txt": "a"}', [], "d.jsonl:1: no field 'text'; it has 'txt'"),
         ("perplexity", '{"text": ""}', [], "d.jsonl: no text in it"),
         ("perplexity", '{"text": "a"}', [], "d.jsonl: no token that follows another"),
-        ("generation", '{"prompt": "p", "references": []}', [], "d.jsonl:1: 'references' is []; expected a list of texts"),
+        ("generation", '{"prompt": "p", "references": []}', [], "d.jsonl:1: 'references' is '[]'; expected a list of texts"),
         ("generation", '{"prompt": "p", "reference": "r"}', ["--max_new_tokens", "16"], "16 new tokens leave no room for a prompt in a context of 16"),
     ],
 )  # fmt: skip

@@ -159,8 +159,7 @@ def test_pretraining_goes_on_from_a_directory(text_file, tmp_path, capsys):
     cfg = bert_directory(tmp_path / "bert")
     exp = tiny.experiment(
         text_file, model=replace(cfg, vocab=None), task=MaskedLM(), init_from=str(tmp_path / "bert"), steps=1,
-        tokenizer=HuggingFace(path=str(tmp_path / "bert"), bos="[CLS]", eos="[SEP]"), optimizer=AdamW(b2=0.95),
-        schedule=Cosine(peak=1e-30),
+        tokenizer=HuggingFace(path=str(tmp_path / "bert")), optimizer=AdamW(b2=0.95), schedule=Cosine(peak=1e-30),
     )  # fmt: skip
     loop.train(exp, tmp_path / "run")
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

@@ -24,5 +24,10 @@ def test_questions_without_an_answer():
     assert "2 without: exact match 0.5000" in figures.lines()[-1]
 
 
+def test_what_normalisation_leaves_nothing_of_is_no_answer():
+    figures = answer_figures(["the", "The", "The"], [[], ["The"], ["The", "Rome"]])
+    assert (figures.exact_match, figures.f1) == pytest.approx((2 / 3, 2 / 3))
+
+
 def test_one_question_has_no_spread():
     assert answer_figures(["a b"], [["b"]]).f1_interval is None

@@ -106,10 +106,25 @@ def test_a_template_that_refuses_is_told_with_the_line(tmp_path):
         Chat().encode(RECORDS[1], Bytes().build(list), None, 64)
 
 
+def test_what_is_asked_stands_before_the_last_answer():
+    turns = messages("a", "b", "c", "d", "e")
+    given = record(prompt=turns[:1], completion=turns[1:])
+    for one in (record(messages=turns), given):
+        # for `predict` what is asked last
+        assert Chat().asked(one) == turns
+        cut = Chat().answered(one)
+        assert Chat().asked(cut) == turns[:3] and Chat().answer(cut) == "d"
+    assert Chat().asked(record(prompt=turns[:1])) == turns[:1]
+    assert Chat().asked(RECORDS[2]) == "Once " and Chat().answered(RECORDS[2]) == RECORDS[2]
+
+
 def conversations(count):
-    """The answer is the letter that was asked for, three times."""
+    """The answer is the letter that was asked for, three times; some users say thanks, some assistants begin."""
     letters = np.random.default_rng(0).choice(list("abcd"), size=(count, 2))
-    lines = [{"messages": messages(f"{a}?", a * 3, f"{b}?", b * 3)} for a, b in letters]
+    lines = [
+        {"messages": messages(f"{a}?", a * 3, f"{b}?", b * 3, "ok")[: 4 + i % 2]} for i, (a, b) in enumerate(letters)
+    ]
+    lines[:30] = [{"messages": messages("", "aaa")[1:]}] * 30
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
@@ -131,8 +146,10 @@ def test_a_run_from_lines_of_json_to_answers(tmp_path, capsys):
     assert command_line.main(["evaluate", "--model", run, *words]) == 0
     own = json.loads((tmp_path / "out.json").read_text())
     assert own["eval_loss"] == pytest.approx(last["eval_loss"], rel=1e-6)
-    # a letter three times and the end of the turn, twice in each line
-    assert own["tokens"] == 8 * (tmp_path / "run" / "held_out.jsonl").read_text().count("\n")
+    # a letter three times and the end of the turn, twice in each line but those in which the assistant begins
+    held_out = (tmp_path / "run" / "held_out.jsonl").read_text()
+    alone = held_out.count('[{"role": "assistant"')
+    assert own["tokens"] == 8 * held_out.count("\n") - 4 * alone and alone > 0
     capsys.readouterr()
     assert command_line.main(["generate", "--model", run, "--chat", "--prompt", "c?", "--max_new_tokens", "9"]) == 0
     assert capsys.readouterr().out == "ccc\n"

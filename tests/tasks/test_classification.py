@@ -14,6 +14,7 @@ from lmjax.data.packing import PackedRows
 from lmjax.data.records import Table
 from lmjax.data.sources import OtherFiles, Record
 from lmjax.errors import UserError
+from lmjax.evaluate.labels import Labeller
 from lmjax.experiment import DataConfig
 from lmjax.loaded import load_model
 from lmjax.models import transformer
@@ -78,7 +79,11 @@ def test_the_place_of_the_label_has_seen_the_whole_text():
     ("task", "one", "message"),
     [
         (Classification(), record("abc", "fine"), "f:3: 'fine' is none of the labels bad, good"),
-        (Classification(), record("abc", ""), "f:3: 'label' is ''; expected a label"),
+        (Classification(), record("abc", ""), "f:3: 'label' is ''; expected a text or a whole number"),
+        (Classification(), record("abc", True), "f:3: 'label' is 'True'; expected a text or a whole number"),
+        (Classification(), record("abc", "\ud83d"), "f:3: half a surrogate pair at character 0 of 'label'"),
+        (Classification(), record(" "), "f:3: 'text' is empty"),
+        (Classification(second="other"), record("abc", other=""), "f:3: 'other' is empty"),
         (Classification(text="body"), record("abc"), "f:3: no field 'body'; it has 'text', 'label'"),
         (Classification(), record("a" * 40), r"f:3: 42 tokens; a row has 32 \(task.too_long=cut"),
     ],
@@ -101,6 +106,8 @@ def test_labels_come_from_the_training_records():
         Classification(labels=("3", "x", "z")).fitted(records)
     with pytest.raises(UserError, match="'label' has one value in the training data: x"):
         Classification().fitted(records[:1])
+    with pytest.raises(UserError, match="data.source: nothing to train on; expected records with labels"):
+        Classification().fitted([])
 
 
 def test_a_causal_model_is_not_read_at_its_first_token():
@@ -128,7 +135,7 @@ def table(count, seed):
     return "".join(f"{text}\t{'good' if text.count('g') > text.count('b') else 'bad'}\n" for text in texts)
 
 
-def test_a_run_from_tables_to_figures(tmp_path, capsys):
+def test_a_run_from_tables_to_figures(tmp_path, capsys, monkeypatch):
     for name, count, seed in (("train", 600, 0), ("dev", 200, 1), ("test", 200, 2)):
         (tmp_path / f"{name}.tsv").write_text(table(count, seed))
     source = Table(
@@ -153,7 +160,12 @@ def test_a_run_from_tables_to_figures(tmp_path, capsys):
     assert command_line.main([*words, "--data", str(tmp_path / "test.tsv")]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["accuracy"] > 0.9
     (tmp_path / "bad.tsv").write_text("g g\tgood\nb\tpoor\n")
-    capsys.readouterr()
+    for path, message in (("none.tsv", "none.tsv: no such file"), ("", ": is a directory; expected a file, or a glob")):
+        capsys.readouterr()
+        assert command_line.main([*words, "--data", str(tmp_path / path)]) == 2
+        assert capsys.readouterr().err == f"error: --data {tmp_path}{'/' if path else ''}{message}\n"
+    # before anything is predicted
+    monkeypatch.setattr(Labeller, "__call__", None)
     assert command_line.main([*words, "--data", str(tmp_path / "bad.tsv")]) == 2
     assert "bad.tsv:2: 'poor' is none of the labels bad, good" in capsys.readouterr().err
 

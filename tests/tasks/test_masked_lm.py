@@ -203,7 +203,13 @@ def test_chunks_and_meshes_give_the_same_loss_and_gradient(monkeypatch):
 
 
 def count_right(params, batch):
-    return ((TASK.guesses(CFG, params, batch) == batch.targets_BT) * batch.weights_BT).sum()
+    return ((TASK.guesses(CFG, params, batch, CFG.vocab) == batch.targets_BT) * batch.weights_BT).sum()
+
+
+def test_no_guess_is_an_id_that_the_tokenizer_has_not():
+    batch = hidden(windows(60))[0]
+    guesses = TASK.guesses(CFG, transformer.init_params(CFG, jax.random.key(0)), batch, 5)
+    assert guesses.shape == batch.tokens_BT.shape and guesses.max() == 4
 
 
 def test_the_head_sees_the_hidden_places_alone():

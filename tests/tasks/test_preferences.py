@@ -169,12 +169,14 @@ def test_settings_that_cannot_be():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A folder with a model's weights, pairs in which the upper case is preferred, and a run of them."""
+    """A folder with a model's weights, pairs in which the upper case is preferred, and a run of them, which skips some
+    pairs, held-out ones first of all."""
     place = tmp_path_factory.mktemp("base")
     cfg = experiment(place).model
     export(cfg, transformer.init_params(cfg, jax.random.key(1)), None, place / "base")
     words = np.random.default_rng(0).choice(["ab", "cd", "ef"], size=200)
-    lines = [{"prompt": f"{i % 10}", "chosen": w.upper(), "rejected": w} for i, w in enumerate(words)]
+    lines = [{"prompt": "", "chosen": "a" * 99, "rejected": f"{i}"} for i in range(40)]
+    lines += [{"prompt": f"{i % 10}", "chosen": w.upper(), "rejected": w} for i, w in enumerate(words)]
     (place / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     loop.train(experiment(place), place / "run")
     return place
@@ -182,9 +184,9 @@ def base(tmp_path_factory):
 
 def experiment(place, **changes):
     return tiny.experiment(
-        "", task=Preferences(beta=0.5), init_from=str(place / "base"), tokenizer=Bytes(eos=True),
+        "", task=Preferences(beta=0.5, too_long="skip"), init_from=str(place / "base"), tokenizer=Bytes(eos=True),
         data=DataConfig(source=JsonLines(path=str(place / "pairs.jsonl"))), steps=8, evaluate_every=4,
-        checkpoint_every=4, sample_every=8, model=tiny.gpt2(vocab=258, context=16, width=16), **changes,
+        checkpoint_every=4, sample_every=8, score_records=8, model=tiny.gpt2(vocab=258, context=16, width=16), **changes,
     )  # fmt: skip
 
 
@@ -199,6 +201,7 @@ def test_a_run_ends_the_same_when_stopped_and_prefers_what_was_chosen(base, tmp_
     last = metrics(base / "run")[-1]
     assert last["eval_loss"] < np.log(2) and last["accuracy"] > 0.9 and last["margin"] > 0
     assert last["margin"] == pytest.approx(last["chosen_reward"] - last["rejected_reward"], rel=1e-4)
+    assert last["chosen_likelier"] > 0.9
     assert "of the rejected" in (base / "run" / "samples.txt").read_text()
 
 

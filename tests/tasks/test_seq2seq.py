@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import run as command_line
-from lmjax.data.packing import PackedRows
+from lmjax.data.packing import PackedRows, next_tokens
 from lmjax.data.records import Parallel
 from lmjax.data.sources import OtherFiles, Record
 from lmjax.errors import UserError
@@ -120,6 +120,39 @@ def test_what_is_written_is_what_the_model_writes(name, beams):
             assert source + " => " + prediction["text"] == whole
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_each_text_has_the_room_that_its_own_prompt_leaves(beams):
+    cfg = replace(MODELS["a decoder"], init_std=0.5, layers=1)
+    params, records = parameters(cfg), [record("x" * n, "t") for n in (2, 40, 9)]
+    exp = tiny.experiment("", model=cfg, task=Seq2Seq(beams=beams), batch_size=2)
+    # nothing stops
+    tokenizer = Bytes(eos=True).build(list)
+    tokenizer.policy = replace(tokenizer.policy, other_stops=(300,))
+    write = Writer(exp, tokenizer)
+    together = write(params, records)
+    assert [one["text"] for one in together] == [write(params, [one])[0]["text"] for one in records]
+    assert min(len(one["text"]) for one in together) <= 48 - 44 < max(len(one["text"]) for one in together)
+    with pytest.raises(UserError, match="f:3: a source of 48 tokens in a model.context of 48; no text follows"):
+        write(params, [*records, record("x" * 44, "t")])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_text_that_fills_its_room_has_the_probability_of_its_own_tokens(name, monkeypatch):
+    cfg = MODELS[name]
+    params, task = parameters(cfg), Seq2Seq(loss_chunk=8)
+    exp = tiny.experiment("", model=cfg, task=task, data=DataConfig(length=8), batch_size=2)
+    full, ended = np.arange(97, 105), np.arange(97, 104)
+    monkeypatch.setattr("lmjax.evaluate.texts.write_all", lambda *arguments, **settings: [full, ended])
+    found = Writer(exp, TOKENIZER)(params, [record("ab", "")] * 2)
+    for new, prediction in zip((full, [*ended, EOS]), found, strict=True):
+        before, source = task.prompt(record("ab", ""), TOKENIZER, cfg)
+        whole = np.array([*before, *new])
+        example = next_tokens(whole, np.arange(len(whole)) >= len(before), source)
+        (batch,) = PackedRows([example], length=48, source_length=48).in_order(1)
+        wanted = -Seq2Seq().held_out_loss(cfg, params, batch).total
+        assert prediction["log_probability"] == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_the_probability_of_a_text_is_its_loss(monkeypatch):
     cfg = MODELS["two stacks"]
     params, task = parameters(cfg), Seq2Seq()
@@ -141,8 +174,19 @@ def test_references():
     assert task.references(record("", "", answers=["c"])) == ["c"]
     assert task.references(record("", "", answers="d")) == ["d"]
     assert task.texts(record("", "", question="q?", context="c.", answers="d")) == ["q? c.", "d"]
-    with pytest.raises(UserError, match=r"f:3: 'answers' is '\[\]'; expected a text, or several"):
-        task.references(record("", "", answers=[]))
+    lists = {"text": ["Paris", "the city"], "answer_start": [3, 0]}
+    assert task.references(record("", "", answers=lists)) == ["Paris", "the city"]
+    for wrong, message in (
+        ([], "f:3: 'answers' has no text; expected one"),
+        (5, "f:3: 'answers' is '5'; expected a text, a list of"),
+        ([5], "f:3: 'answers' is '\\[5\\]'; expected a text"),
+        ({"text": "a"}, "expected a text, a list of"),
+        ({"text": ["a", "b"], "answer_start": [0]}, "of two such lists, equally long"),
+        ({"text": ["a"], "answer_start": 0}, "of two such lists, equally long"),
+        (["\ud800"], "f:3: an answer in 'answers': half a surrogate pair at character 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            task.references(record("", "", answers=wrong))
 
 
 def test_mistakes_are_named():
@@ -152,8 +196,10 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="f:3: the source has 12 tokens; a row has 9"):
         task.encode(record("a" * 10, "b"), TOKENIZER, cfg, 8, 9)
     assert replace(task, too_long="drop").encode(record("a" * 10, "b"), TOKENIZER, cfg, 8, 9) == []
-    with pytest.raises(UserError, match="f:3: a source of 52 tokens; model.context is 48"):
-        task.encode(record("a" * 50, "b"), TOKENIZER, cfg, 8)
+    # longer than the context too
+    assert replace(task, too_long="drop").encode(record("a" * 50, "b"), TOKENIZER, cfg, 48) == []
+    with pytest.raises(UserError, match="f:3: the source has 52 tokens; a row has 48"):
+        task.encode(record("a" * 50, "b"), TOKENIZER, cfg, 48)
     with pytest.raises(UserError, match="f:3: no field 'text'; it has 'source', 'target'"):
         replace(task, source="{text}").encode(record("a", "b"), TOKENIZER, cfg, 8)
     with pytest.raises(UserError, match="the tokenizer has no EOS"):

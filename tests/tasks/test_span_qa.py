@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import tokenizers as hf
 
 import run as command_line
 from lmjax.data.packing import PackedRows
@@ -15,7 +16,7 @@ from lmjax.errors import UserError
 from lmjax.experiment import DataConfig
 from lmjax.models import transformer
 from lmjax.tasks.span_qa import SpanQA, span_loss
-from lmjax.tokenizers import Bytes, SentencePiece
+from lmjax.tokenizers import Bytes, HuggingFaceTokenizer, Policy, SentencePiece
 from lmjax.train import loop
 from tests import tiny
 
@@ -144,9 +145,11 @@ def test_no_answer_points_at_the_first_token():
         (TASK, record("abc", "a", start=-3), "the answer 'a' is not in its context at answer_start -3"),
         (TASK, record("abc", "a", start="0"), "the answer 'a' is not in its context at answer_start 0"),
         (TASK, record("abc", "b", answers=[]), "f: question 3: no answer; expected one, or task.null_threshold"),
-        (TASK, record("abc", "b", answers="b"), """'answers' is 'b'; expected a list of {"text", "answer_start"}"""),
+        (TASK, record("abc", "b", answers=7), """'answers' is '7'; expected a text, a list of texts or of {"text", "answer_start"}"""),
+        (TASK, record("abc", "b", answers={"text": ["b", "c"], "answer_start": [1]}), "of two such lists, equally long"),
+        (TASK, record("abc", "b", answers="b"), "the answer 'b' has no answer_start"),
         (TASK, record("abc", "b", answers=[{"text": "b"}]), "the answer 'b' has no answer_start"),
-        (TASK, record("abc", "b", answers=[{"text": "", "answer_start": 0}]), "an answer is ''; expected a text"),
+        (TASK, record("abc", "b", answers=[{"text": "", "answer_start": 0}]), "an answer is empty; expected a text"),
         (SpanQA(answers="spans", longest_answer=4), record("abc", "b"), "no field 'spans'; it has 'context', 'question', 'answers'"),
         (TASK, record("abc", "b", question=" "), "'question' is empty"),
         (TASK, record(" ", " "), "'context' is empty"),
@@ -162,6 +165,13 @@ def test_mistakes_are_named(task, one, message):
 def test_answers_as_two_lists():
     one = record("abc", "b", answers={"text": ["b", "bc"], "answer_start": [1, 1]})
     assert [answer.text for answer in TASK.answers_of(one)] == ["b", "bc"]
+
+
+def test_a_context_of_which_the_tokenizer_keeps_nothing():
+    bare = hf.Tokenizer(hf.models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    bare.normalizer = hf.normalizers.BertNormalizer()
+    with pytest.raises(UserError, match="f: question 3: the tokenizer has no token for 'context'"):
+        TASK.asked(record("\u200b", ""), HuggingFaceTokenizer(bare.to_str(), Policy()), 32)
 
 
 def test_models_that_cannot_do_it():

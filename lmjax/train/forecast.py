@@ -14,7 +14,7 @@ from lmjax.plan.planning import Plan, plan_on
 from lmjax.plan.remedies import remedies
 
 
-def predict(experiment: Experiment, mesh: jax.sharding.Mesh, say) -> Plan:
+def forecast(experiment: Experiment, mesh: jax.sharding.Mesh, say) -> Plan:
     """Compile the step for this machine and say what it needs. Raises UserError where that is more than there is."""
     made = plan_on(experiment, of_this_machine(), mesh)
     if not made.fits:
