@@ -1,15 +1,17 @@
 """A checkpoint's config.json: typed, bounded access, and the parts that several families share."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, path_text
+from lmjax.json_files import read_object
 from lmjax.models.positions import Llama3, Rotary, Stretched, Yarn
 
 FILE = "config.json"
+# of PEFT
+ADAPTER_FILE = "adapter_config.json"
 SIZE_LIMIT = 10_000_000
 # no layer, width or vocabulary of any model comes near
 NUMBER_LIMIT = 10**8
@@ -91,17 +93,9 @@ def read_config(directory: Path, name: str = FILE) -> ConfigJson:
     """config.json of a checkpoint directory, or another such file. Raises UserError where it is missing, or no object
     of JSON."""
     file = directory / name
-    try:
-        if file.stat().st_size > SIZE_LIMIT:
-            raise UserError(f"{path_text(file)}: larger than {SIZE_LIMIT:,} bytes; expected a model's configuration")
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path_text(file)}: no such file; expected a Hugging Face checkpoint or a run") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path_text(file)}: not JSON that can be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path_text(file)}: expected an object of JSON")
-    return ConfigJson(path_text(file), values)
+    if not file.exists():
+        raise UserError(f"{path_text(file)}: no such file; expected a Hugging Face checkpoint or a run")
+    return ConfigJson(path_text(file), read_object(file, SIZE_LIMIT, "a model's configuration"))
 
 
 def rotary(config: ConfigJson, *, theta: float = 10_000.0, fraction: float = 1.0, kind: str | None = None) -> Rotary:

@@ -1,10 +1,10 @@
 """The tokenizer of a Hugging Face checkpoint directory, in and out."""
 
-import json
 from pathlib import Path
 
 from lmjax.errors import UserError, path_text
 from lmjax.interop.tokenizer_export import DOCUMENT_EOS
+from lmjax.json_files import object_if_there, read_text
 from lmjax.tokenizers import (
     HuggingFaceTokenizer,
     Policy,
@@ -18,21 +18,16 @@ from lmjax.tokenizers.chat import chat_of
 SIZE_LIMIT = 200_000_000
 
 
-def of_directory(directory: Path) -> Tokenizer | None:
+def of_directory(directory: Path, *, model: Path | None = None) -> Tokenizer | None:
     """The tokenizer that gives the ids which transformers gives for this directory; None where it has no tokenizer
-    files. Its policy is the files': the control tokens around a text, and those that end a generated one. Raises
-    UserError for a damaged file."""
+    files. Its policy is the files': the control tokens around a text, and those that end a generated one.
+    model: where these are looked for next, of an adapter its base. Raises UserError for a damaged file."""
     settings = _json(directory / "tokenizer_config.json")
-    stops = _stops(directory)
+    stops = _stops(directory) or (() if model is None else _stops(model))
     if (directory / "tokenizer.json").is_file():
-        return _from_json(directory / "tokenizer.json", _text(directory / "tokenizer.json"), settings, stops)
+        file = directory / "tokenizer.json"
+        return _from_json(file, read_text(file, SIZE_LIMIT, "a tokenizer's file"), settings, stops)
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        kind = settings.get("tokenizer_class", "GPT2Tokenizer")
-        if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast"):
-            raise UserError(
-                f"{path_text(directory)}: vocab.json and merges.txt of a {kind}; these two say all of a GPT-2 "
-                "tokenizer only: expected a tokenizer.json"
-            )
         return _from_json(directory / "vocab.json", byte_level_bpe(directory), settings, stops)
     # Llama's before, T5's behind a text
     for name, default in (("tokenizer.model", "bos"), ("spiece.model", "eos")):
@@ -106,23 +101,4 @@ def _stops(directory: Path) -> tuple[int, ...]:
 
 
 def _json(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(_text(file))
-    except (ValueError, RecursionError):
-        raise UserError(f"{path_text(file)}: not JSON") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path_text(file)}: expected an object of JSON")
-    return values
-
-
-def _text(file: Path) -> str:
-    try:
-        if file.stat().st_size > SIZE_LIMIT:
-            raise UserError(f"{path_text(file)}: larger than {SIZE_LIMIT:,} bytes; expected a tokenizer's file")
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path_text(file)}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path_text(file)}: not UTF-8 at byte {error.start}") from None
+    return object_if_there(file, SIZE_LIMIT, "a tokenizer's file")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lmjax.errors import UserError, path_text
+from lmjax.json_files import object_if_there, read_text
 
 if TYPE_CHECKING:
     from lmjax.tokenizers import Tokenizer
@@ -48,9 +49,9 @@ def chat_of(directory: Path) -> Chat | None:
     """The template of a Hugging Face directory, from chat_template.jinja or tokenizer_config.json; None where it has
     none. Of several, the one named default. Raises UserError where these are not what they should be."""
     file = directory / "tokenizer_config.json"
-    settings = _object(file)
+    settings = object_if_there(file, SIZE_LIMIT, "a chat template")
     alone = directory / "chat_template.jinja"
-    template = _text(alone) if alone.is_file() else settings.get("chat_template")
+    template = read_text(alone, SIZE_LIMIT, "a chat template") if alone.is_file() else settings.get("chat_template")
     if isinstance(template, list):
         template = next(
             (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
@@ -81,31 +82,9 @@ def with_template(tokenizer: "Tokenizer", template: str | None) -> "Tokenizer":
         )
     spoken = copy.copy(tokenizer)
     known = {} if tokenizer.chat is None else tokenizer.chat.names
-    spoken.chat = Chat(PLAIN if template == "plain" else _text(Path(template)), known | names)
+    text = PLAIN if template == "plain" else read_text(Path(template), SIZE_LIMIT, "a chat template")
+    spoken.chat = Chat(text, known | names)
     return spoken
-
-
-def _text(file: Path) -> str:
-    try:
-        if file.stat().st_size > SIZE_LIMIT:
-            raise UserError(f"{path_text(file)}: larger than {SIZE_LIMIT:,} bytes; expected a chat template")
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path_text(file)}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path_text(file)}: not UTF-8 at byte {error.start}") from None
-
-
-def _object(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path_text(file)}: not JSON: {' '.join(str(error).split())[:100]}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path_text(file)}: expected an object of JSON")
-    return found
 
 
 class Spoken(NamedTuple):

@@ -17,7 +17,7 @@ from lmjax.loaded import load_model
 from lmjax.tokenizers import Bytes, Characters, HuggingFace, SentencePiece
 from lmjax.tokenizers.sides import prompt_ids
 from tests import tiny
-from tests.interop.directories import LLAMA, gpt2_tokenizer_files, params_of
+from tests.interop.directories import LLAMA, gpt2_tokenizer_files, params_of, roberta_tokenizer_files
 
 HARD = ["", "a", "  two  spaces ", "\ttab\r\nlone\rreturn\n\n", "é 漢字 😀", "def f(x):\n        return x"]
 SPELT = "<s> </s><unk><0x41><|endoftext|>"
@@ -100,9 +100,30 @@ def test_the_three_forms_in_which_byte_level_bpe_is_shipped(tmp_path):
     assert of_directory(tmp_path).policy.stops == (3, 263)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2**40]}))
     assert of_directory(tmp_path).policy.stops == (263,)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
-    with pytest.raises(UserError, match=r"merges.txt of a RobertaTokenizer; .* expected a tokenizer.json"):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BartTokenizer"}))
+    with pytest.raises(UserError, match=r"merges.txt of BartTokenizer; .* expected a tokenizer.json"):
         of_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"tokenizer_class": "RobertaTokenizerFast", "mask_token": {"content": "<mask>"}}]
+)
+def test_an_old_directory_of_roberta_has_its_own_controls(settings, tmp_path):
+    """Who it is may stand in config.json alone."""
+    gpt2_tokenizer_files(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    with pytest.raises(UserError, match="vocab.json: no '</s>', which stands around a text"):
+        of_directory(tmp_path)
+    roberta_tokenizer_files(tmp_path)
+    for found in (of_directory(tmp_path), HuggingFace(path=str(tmp_path), bos="<s>", eos="</s>").build(list)):
+        assert (found.policy.bos, found.policy.eos, found.policy.mask) == (0, 2, 4)
+        assert found.controls() == {0, 1, 2, 3, 4} and found.joins
+        assert found.encode_document("hello dog").tolist() == [0, *found.encode("hello dog"), 2]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    if not settings:
+        with pytest.raises(UserError, match="merges.txt of a model of the kind 'qwen2'; .* expected a tokenizer.json"):
+            of_directory(tmp_path)
 
 
 def test_a_sentencepiece_model_alone(tmp_path):
@@ -151,6 +172,7 @@ def test_bad_files_are_one_line(name, tmp_path):
 def test_more_ids_than_the_vocabulary(tmp_path):
     export(LLAMA, params_of(LLAMA), None, tmp_path / "out")
     gpt2_tokenizer_files(tmp_path / "out")
+    (tmp_path / "out" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     with pytest.raises(UserError, match="the tokenizer has 264 ids, more than config.json's vocab_size of 97"):
         load_model(tmp_path / "out")
 
