@@ -7,9 +7,8 @@ import jax
 
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
-from lmjax.interop import peft
 from lmjax.interop.read import open_checkpoint
-from lmjax.loaded import is_directory, is_peft, resolve
+from lmjax.loaded import base_of_peft, is_directory, is_peft, resolve
 from lmjax.models.config import ModelConfig
 from lmjax.models.transformer import init_params, param_names
 from lmjax.places import Place
@@ -40,7 +39,7 @@ def origin(path: Place | str) -> Origin:
     as `load_model`."""
     place = resolve(path)
     if is_peft(place):
-        return replace(origin(peft.base_of(place)), place=place)
+        return replace(origin(base_of_peft(place)), place=place)
     if is_directory(place):
         found = open_checkpoint(place)
         labels = None if found.labels is None else ("Classification", found.labels)

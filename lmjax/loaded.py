@@ -16,8 +16,10 @@ from lmjax.errors import UserError, path_text
 from lmjax.experiment import DataConfig, Experiment
 from lmjax.interop import peft
 from lmjax.interop.read import load_params, open_checkpoint
+from lmjax.interop.tensor_files import has_tensors
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.models import attention
+from lmjax.models.config import ModelConfig
 from lmjax.models.packed import Weights
 from lmjax.models.packed_params import pack_params
 from lmjax.models.transformer import abstract_params, apart
@@ -61,24 +63,19 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
     directory (`transformer.apart`). A directory of PEFT's is read with its base. Nothing outside the directory is
     needed but an adapter's base. Raises UserError where it is no kind of these, or what is in it is not whole."""
     where = resolve(path)
-    if is_peft(where):
-        return _load_peft(where, mesh)
-    if not is_directory(where):
+    if not is_peft(where) and not is_directory(where):
         return load_run(where, step, mesh)
     if step is not None:
         raise UserError(f"--step {step}: {path_text(where)} is not a run and has no steps")
+    if is_peft(where):
+        return _load_peft(where, mesh)
     found = open_checkpoint(where)
     if not (found.cfg.causal or found.cfg.masked_head or found.labels):
         raise UserError(
             f"{path_text(where)}: {found.family.model_type} is an encoder without a head; expected a model of the next "
             "token, of masked ones or of labels"
         )
-    tokenizer = of_directory(where)
-    if tokenizer is not None and tokenizer.vocab_size > found.cfg.vocab:
-        raise UserError(
-            f"{path_text(where)}: the tokenizer has {tokenizer.vocab_size} ids, more than config.json's vocab_size "
-            f"of {found.cfg.vocab}"
-        )
+    tokenizer = _checked(of_directory(where), where, found.cfg)
     for note in found.notes:
         print(f"{path_text(where)}: {note}")
     task, data = CausalLM() if found.cfg.causal else MaskedLM(), DataConfig()
@@ -96,7 +93,12 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
 
 def is_directory(where: Place) -> bool:
     """Whether it is Hugging Face's, with a model's tensors."""
-    return isinstance(where, Path) and not (where / "experiment.json").is_file() and (where / "config.json").is_file()
+    return (
+        isinstance(where, Path)
+        and not (where / "experiment.json").is_file()
+        and (where / "config.json").is_file()
+        and not is_peft(where)
+    )
 
 
 def params_at(path: Place | str, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> dict:
@@ -108,15 +110,49 @@ def params_at(path: Place | str, step: int | None = None, mesh: jax.sharding.Mes
 
 
 def is_peft(where: Place) -> bool:
-    """Whether there is an adapter by PEFT, without its base."""
-    return isinstance(where, Path) and (where / peft.CONFIG).is_file() and not (where / "config.json").is_file()
+    """Whether there is an adapter by PEFT, without its base; trainers may have put the base's config.json there."""
+    return isinstance(where, Path) and (where / peft.CONFIG).is_file() and not has_tensors(where)
+
+
+def base_of_peft(where: Path) -> Path:
+    """The directory of an adapter's base. Raises UserError where there is none that is Hugging Face's."""
+    base = resolve(peft.base_of(where))
+    if not is_directory(base):
+        raise UserError(
+            f"{path_text(where)}: its base {path_text(base)} is no Hugging Face directory with a model's tensors"
+        )
+    return base
 
 
 def _load_peft(where: Path, mesh) -> Loaded:
-    base = load_model(peft.base_of(where), mesh=mesh)
-    if not (base.path / "config.json").is_file():
-        raise UserError(f"{path_text(where)}: its base {path_text(base.path)} is no Hugging Face directory")
-    return replace(base, path=where, params=peft.merged(where, open_checkpoint(base.path), base.params))
+    base, found = load_model(base_of_peft(where), mesh=mesh), open_checkpoint(base_of_peft(where))
+    tokenizer, experiment = of_directory(where, model=base.path), base.experiment
+    if tokenizer is None:
+        tokenizer = base.tokenizer
+    else:
+        _checked(tokenizer, where, found.cfg)
+        experiment = replace(experiment, tokenizer=HuggingFace(path=str(where)))
+    params = peft.merged(where, found, base.params)
+    return replace(base, path=where, experiment=experiment, tokenizer=tokenizer, params=params)
+
+
+def _checked(tokenizer: Tokenizer | None, where: Path, cfg: ModelConfig) -> Tokenizer | None:
+    """The tokenizer. Raises UserError where it has more ids than the model."""
+    if tokenizer is not None and tokenizer.vocab_size > cfg.vocab:
+        raise UserError(
+            f"{path_text(where)}: the tokenizer has {tokenizer.vocab_size} ids, more than config.json's vocab_size "
+            f"of {cfg.vocab}"
+        )
+    return tokenizer
+
+
+def tokenizer_of(where: Path) -> Tokenizer | None:
+    """Of a Hugging Face directory, or PEFT's: where that has none, its base's. None: there is none."""
+    if not is_peft(where):
+        return of_directory(where)
+    base = base_of_peft(where)
+    own = of_directory(where, model=base)
+    return of_directory(base) if own is None else own
 
 
 def resolve(path: Place | str) -> Place:
@@ -203,7 +239,7 @@ def identity(path: Place | str, step: int | None = None) -> dict:
         digests = lambda: [[file.name, checkpoint.sha256(file)] for file in files]
         known = hosts.by_first("base/files", digests, hosts.READY_LIMIT)
         if is_peft(where):
-            known.append(identity(peft.base_of(where))["fingerprint"])
+            known.append(identity(base_of_peft(where))["fingerprint"])
     return {"step": step, "fingerprint": hashlib.sha256(json.dumps(known).encode()).hexdigest()}
 
 
