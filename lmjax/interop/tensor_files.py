@@ -126,7 +126,8 @@ def _any(directory: Path) -> list[Path]:
 
 def open_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint directory by name, from one file or, where there is no model.safetensors, from the
-    shards that an index names (transformers' order). Raises UserError for pickle files, an index that points elsewhere, and a tensor that is missing or there twice."""
+    shards that an index names (transformers' order). Raises UserError for pickle files, an index that points
+    elsewhere, and a tensor that is missing or there twice."""
     files = [directory / SINGLE]
     if not files[0].is_file():
         if (directory / INDEX).is_file():

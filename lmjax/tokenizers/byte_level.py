@@ -53,8 +53,9 @@ def _kind(path: Path, settings: dict) -> str:
     kind = str(named).removesuffix("Fast") if named else OF_MODELS.get(model) if isinstance(model, str) else None
     kind = GPT2 if kind == "PreTrainedTokenizer" else kind
     if kind not in (GPT2, ROBERTA):
+        whose = named or f"a model of the kind {model!r}"
         raise UserError(
-            f"{path_text(path)}: vocab.json and merges.txt of {named or f'a model of the kind {model!r}'}; these two say "
+            f"{path_text(path)}: vocab.json and merges.txt of {whose}; these two say "
             "all of a tokenizer of GPT-2's or RoBERTa's only: expected a tokenizer.json, or the tokenizer_class "
             f"{GPT2} in tokenizer_config.json"
         )

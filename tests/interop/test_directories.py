@@ -400,6 +400,13 @@ def test_bad_input_to_a_model(text, message, tmp_path):
         lmjax.load(tmp_path / "out")(text)
 
 
+@pytest.mark.parametrize("changes", [{"weights": "float16"}, {"dtype": "float16"}, {"dtype": "flaot32"}])
+def test_numbers_that_there_are_not(changes, tmp_path):
+    ((name, value),) = changes.items()
+    with pytest.raises(UserError, match=f"{name} is '{value}'; expected one of float32, bfloat16"):
+        lmjax.load(tmp_path, **changes)
+
+
 def test_a_bare_name_is_never_looked_for_elsewhere():
     with pytest.raises(UserError, match="gpt2: no such directory .a model of the Hugging Face hub is named hf:NAME."):
         lmjax.load("gpt2")
