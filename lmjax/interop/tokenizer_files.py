@@ -13,7 +13,7 @@ from lmjax.tokenizers import (
     sentencepiece_tokenizer,
 )
 from lmjax.tokenizers.byte_level import byte_level_bpe
-from lmjax.tokenizers.chat import chat_of
+from lmjax.tokenizers.chat import chat_of, special_names
 
 SIZE_LIMIT = 200_000_000
 
@@ -80,14 +80,15 @@ def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ..
     if settings.get(DOCUMENT_EOS) is True:
         policy["eos"] = named["eos"]
     policy["mask"] = bare.mask_id() if mask is None else mask
-    return HuggingFaceTokenizer(serialised, Policy(**policy, other_stops=stops), chat_of(file.parent))
+    return HuggingFaceTokenizer(
+        serialised, Policy(**policy, other_stops=stops), chat_of(file.parent), special_names(settings)
+    )
 
 
 def _named(tokenizer: HuggingFaceTokenizer, settings: dict, name: str) -> int | None:
     """The id of bos_token, eos_token or mask_token."""
-    token = settings.get(f"{name}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.id_of(token) if isinstance(token, str) else None
+    token = special_names(settings).get(f"{name}_token")
+    return None if token is None else tokenizer.id_of(token)
 
 
 def _stops(directory: Path) -> tuple[int, ...]:

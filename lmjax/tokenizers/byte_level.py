@@ -4,14 +4,18 @@ from pathlib import Path
 
 from lmjax.errors import UserError, path_text
 from lmjax.json_files import object_if_there
+from lmjax.tokenizers.chat import special_names
 
 SIZE_LIMIT = 10_000_000
 # transformers' classes of tokenizers that the two files are all of; and the kinds of models that have them
 GPT2, ROBERTA = "GPT2Tokenizer", "RobertaTokenizer"
 OF_MODELS = {"": GPT2, "gpt2": GPT2, "roberta": ROBERTA}
-# RoBERTa's, by their fields of tokenizer_config.json
-ROBERTA_CONTROLS = {
-    "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>",
+# their special tokens, by their fields of tokenizer_config.json
+CONTROLS = {
+    GPT2: {"eos_token": "<|endoftext|>"},
+    ROBERTA: {
+        "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>",
+    },
 }  # fmt: skip
 
 
@@ -31,7 +35,8 @@ def byte_level_bpe(path: Path) -> str:
     space = settings.get("add_prefix_space") is True
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=space)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    controls = {"eos_token": "<|endoftext|>"} if kind == GPT2 else _named(settings, ROBERTA_CONTROLS)
+    named = special_names(settings) if kind == ROBERTA else {}
+    controls = {field: named.get(field, name) for field, name in CONTROLS[kind].items()}
     known = [name for name in controls.values() if tokenizer.token_to_id(name) is not None]
     tokenizer.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in known])
     if kind == ROBERTA:
@@ -60,15 +65,6 @@ def _kind(path: Path, settings: dict) -> str:
             f"{GPT2} in tokenizer_config.json"
         )
     return kind
-
-
-def _named(settings: dict, defaults: dict[str, str]) -> dict[str, str]:
-    found = {}
-    for field, default in defaults.items():
-        token = settings.get(field)
-        token = token.get("content") if isinstance(token, dict) else token
-        found[field] = token if isinstance(token, str) else default
-    return found
 
 
 def byte_letters() -> list[str]:

@@ -49,7 +49,7 @@ def chat_of(directory: Path) -> Chat | None:
     """The template of a Hugging Face directory, from chat_template.jinja or tokenizer_config.json; None where it has
     none. Of several, the one named default. Raises UserError where these are not what they should be."""
     file = directory / "tokenizer_config.json"
-    settings = object_if_there(file, SIZE_LIMIT, "a chat template")
+    settings = object_if_there(file, SIZE_LIMIT, "a tokenizer's settings")
     alone = directory / "chat_template.jinja"
     template = read_text(alone, SIZE_LIMIT, "a chat template") if alone.is_file() else settings.get("chat_template")
     if isinstance(template, list):
@@ -60,12 +60,22 @@ def chat_of(directory: Path) -> Chat | None:
         return None
     if not isinstance(template, str):
         raise UserError(f"{path_text(file)}: chat_template is no text")
-    names = {}
+    return Chat(template, special_names(settings))
+
+
+def names_of(directory: Path) -> dict[str, str]:
+    """What a Hugging Face directory calls its special tokens. Raises UserError as `chat_of`."""
+    return special_names(object_if_there(directory / "tokenizer_config.json", SIZE_LIMIT, "a tokenizer's settings"))
+
+
+def special_names(settings: dict) -> dict[str, str]:
+    """The texts of special tokens by the fields of tokenizer_config.json, such as bos_token."""
+    found = {}
     for name, token in settings.items():
         token = token.get("content") if isinstance(token, dict) else token
         if name.endswith("_token") and isinstance(token, str):
-            names[name] = token
-    return Chat(template, names)
+            found[name] = token
+    return found
 
 
 def with_template(tokenizer: "Tokenizer", template: str | None) -> "Tokenizer":
