@@ -24,7 +24,7 @@ def _read(c: ConfigJson, context: int, offset: int, types: int, head: Activation
     c.only("is_decoder", False)
     c.only("add_cross_attention", False)
     return ModelConfig(
-        layers=c.whole("num_hidden_layers"), width=c.whole("hidden_size"), heads=c.whole("num_attention_heads"),
+        layers=c.count("num_hidden_layers"), width=c.whole("hidden_size"), heads=c.whole("num_attention_heads"),
         context=context, vocab=c.whole("vocab_size"), positions=Learned(offset=offset),
         norm=LayerNorm(epsilon=c.number("layer_norm_eps", 1e-12)),
         feedforward=Dense(width=c.whole("intermediate_size"), activation=activation), masked_head=head or activation,

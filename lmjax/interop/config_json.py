@@ -13,8 +13,8 @@ FILE = "config.json"
 # of PEFT
 ADAPTER_FILE = "adapter_config.json"
 SIZE_LIMIT = 10_000_000
-# no layer, width or vocabulary of any model comes near
-NUMBER_LIMIT = 10**8
+# no width or vocabulary of any model comes near; nor does any number of layers or experts
+NUMBER_LIMIT, COUNT_LIMIT = 10**8, 1000
 NEEDED = object()
 
 # names of transformers' ACT2FN
@@ -47,12 +47,23 @@ class ConfigJson:
         """A positive whole number."""
         return self._value(name, default, lambda x: type(x) is int and 0 < x < NUMBER_LIMIT, "a positive whole number")
 
+    def count(self, name: str, default=NEEDED, *, least: int = 1) -> int:
+        """Of layers, or of experts: something is made for each of them."""
+        expected = f"a whole number from {least} to {COUNT_LIMIT}"
+        return self._value(name, default, lambda x: type(x) is int and least <= x <= COUNT_LIMIT, expected)
+
     def number(self, name: str, default=NEEDED) -> float:
         """A finite number of at least 0."""
         value = self._value(
             name, default, lambda x: type(x) in (int, float) and math.isfinite(x) and x >= 0, "a number of at least 0"
         )
         return value if value is None else float(value)
+
+    def positive(self, name: str, default=NEEDED) -> float:
+        """A finite number above 0."""
+        if self.values.get(name) == 0:
+            raise self._wrong(name, "a number above 0")
+        return self.number(name, default)
 
     def flag(self, name: str, default=NEEDED) -> bool:
         return self._value(name, default, lambda x: type(x) is bool, "true or false")

@@ -28,8 +28,6 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.transformer import abstract_params, param_names
 from lmjax.trees import map_named
 
-LAYERS_LIMIT = 10_000
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -63,8 +61,6 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         cfg = family.read(config)
     except ValueError as error:
         raise UserError(f"{config.where}: {error}") from None
-    if (layers := max(cfg.layers, cfg.encoder_layers)) > LAYERS_LIMIT:
-        raise UserError(f"{config.where}: {layers} layers; expected at most {LAYERS_LIMIT}")
     notes = ["auto_map is ignored: no code of a checkpoint is run"] if config.has("auto_map") else []
     tensors = _canonical(family, open_tensors(directory), directory)
     _drop_copies(family, tensors, directory)

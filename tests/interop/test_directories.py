@@ -17,6 +17,7 @@ import pytest
 import lmjax
 from lmjax import trees
 from lmjax.errors import UserError
+from lmjax.interop import mapping
 from lmjax.interop.families import family_for
 from lmjax.interop.family import normal
 from lmjax.interop.read import load_params, open_checkpoint
@@ -72,12 +73,39 @@ def test_what_only_trains_experts_is_no_other_model(tmp_path):
     assert normal(open_checkpoint(tmp_path / "hf").cfg) == normal(trained) == normal(ours)
 
 
-def test_a_model_that_no_family_says_is_refused_with_the_nearest():
-    cfg = tiny.gpt2(positions=Rotary(fraction=0.5), qk_norm=True)
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (tiny.gpt2(positions=Rotary(fraction=0.5), qk_norm=True), "qk_norm: True -> False"),
+        (tiny.gpt2(score_scale=2.0), "score_scale: 2.0 -> "),
+        (replace(CONFIGS["gemma2"], score_scale=0.3), "score_scale: 0.3 -> "),
+    ],
+)
+def test_a_model_that_no_family_says_is_refused_with_the_nearest(cfg, message):
     with pytest.raises(
-        UserError, match="no Hugging Face architecture says this model; .*, the nearest, .*qk_norm: True -> False"
+        UserError, match=f"no Hugging Face architecture says this model; .*, the nearest, differs in: .*{message}"
     ):
         family_for(cfg)
+
+
+def test_a_missing_tensor_is_told_before_all_names_are_made(monkeypatch):
+    """A file of 300 bytes may ask for a million of them."""
+    made, expand = [], mapping.expand
+    monkeypatch.setattr(mapping, "expand", lambda *entry: (made.append(name) or name for name in expand(*entry)))
+    cfg = tiny.mixtral(layers=1000)
+    cfg = replace(cfg, feedforward=replace(cfg.feedforward, count=1000))
+    with pytest.raises(UserError, match="here: embed_tokens.weight is missing"):
+        mapping.check_names({}, family_for(CONFIGS["mixtral"])[0].all_entries(cfg), cfg, mapping.sizes(cfg, 97), "here")
+    assert len(made) == 1
+
+
+def test_windows_of_qwen_have_a_size_where_nothing_is_said(tmp_path):
+    write("qwen2", tmp_path / "out")
+    change_config(tmp_path / "out", {"use_sliding_window": True}, without=("sliding_window",))
+    windows = [span.window for span in open_checkpoint(tmp_path / "out").cfg.pattern]
+    assert windows == [None, 4096, 4096]
+    change_config(tmp_path / "out", {"sliding_window": None})
+    assert [span.window for span in open_checkpoint(tmp_path / "out").cfg.pattern] == [None]
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
@@ -274,7 +302,7 @@ BAD = {
     "a missing width": ({}, ("hidden_size",), "hidden_size is None; expected a positive whole number"),
     "a width of text": ({"hidden_size": "32"}, (), "hidden_size is '32'; expected a positive whole number"),
     "a trillion layers": ({"num_hidden_layers": 10**12}, (), "num_hidden_layers is 1000000000000; expected"),
-    "a million layers": ({"num_hidden_layers": 10**6}, (), "1000000 layers; expected at most 10000"),
+    "a million layers": ({"num_hidden_layers": 10**6}, (), "num_hidden_layers is 1000000; expected a whole number from 1 to 1000"),
     "true layers": ({"num_hidden_layers": True}, (), "num_hidden_layers is True"),
     "no number": ({"rms_norm_eps": float("nan")}, (), "rms_norm_eps is nan; expected a number of at least 0"),
     "heads that do not divide": ({"num_key_value_heads": 3}, (), "heads 4 is not a multiple of kv_heads 3"),
@@ -287,6 +315,18 @@ BAD = {
     "more layers than tensors": ({"num_hidden_layers": 4}, (), "layers.3.self_attn.q_proj.weight is missing|is missing"),
     "fewer layers than tensors": ({"num_hidden_layers": 2}, (), "layers.2.* belongs to no part"),
     "another vocabulary": ({"vocab_size": 96}, (), r"embed_tokens.weight has the shape \(97, 32\)"),
+}  # fmt: skip
+
+
+GEMMA = {"model_type": "gemma2", "query_pre_attn_scalar": 0}
+QWEN = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4}
+BAD |= {
+    "a scale of nothing": (GEMMA, (), "query_pre_attn_scalar is 0; expected a number above 0"),
+    "gemma's hundred million layers": (GEMMA | {"num_hidden_layers": 10**8 - 1}, (), "from 1 to 1000"),
+    "a million experts": ({"model_type": "mixtral", "num_local_experts": 10**6}, (), "num_local_experts is 1000000; expected"),
+    "windows from a text on": (QWEN | {"max_window_layers": "2"}, (), "max_window_layers is '2'; expected a whole number"),
+    "layers of lists": (QWEN | {"layer_types": [[1], [1], [1]]}, (), "expected 3 times sliding_attention or full_attention"),
+    "windows from nowhere on": (QWEN | {"max_window_layers": None}, (), "q_proj.bias is missing"),
 }  # fmt: skip
 
 
