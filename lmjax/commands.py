@@ -1,6 +1,7 @@
 """The verbs of run.py. What a user can mend becomes one line on stderr and exit code 2."""
 
 import os
+import re
 import sys
 import threading
 import warnings
@@ -260,6 +261,6 @@ def _new_file(option: str, text: str) -> Path:
 def _step(text: str | None) -> int | str | None:
     if text is None or text == "best":
         return text
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise UserError(f"--step {text}: expected a number or best")
     return int(text)

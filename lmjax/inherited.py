@@ -112,7 +112,7 @@ def check_trained(experiment: Experiment, other: Origin) -> None:
     """Raises UserError where a part that is new would stay as it was drawn, and no checkpoint would have it."""
     new, _ = new_and_dropped(experiment, other)
     paths = parts(experiment).trained
-    left = [name for name in PARTS if name in new and not any(path.startswith(f"{name}/") for path in paths)]
+    left = [name for name in PARTS if name in new and not any(path.split("/")[0] == name for path in paths)]
     if experiment.adapter is not None and left:
-        said = ", ".join(f"{name}/*" for name in left)
+        said = ", ".join(name if name == "unembedding" else f"{name}/*" for name in left)
         raise UserError(f"{PARTS[left[0]]} is new, and no adapter has it: expected adapter.train to name {said}")
