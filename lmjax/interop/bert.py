@@ -103,7 +103,7 @@ def _read_roberta(c: ConfigJson) -> ModelConfig:
     rows = c.whole("max_position_embeddings")
     if rows - offset < 2:
         raise UserError(f"{c.where}: max_position_embeddings is {rows}; expected more than pad_token_id + 2")
-    return _read(c, rows - offset, offset, 1, head="gelu")
+    return _read(c, rows - offset, offset, 2, head="gelu")
 
 
 def _write_roberta(cfg: ModelConfig) -> dict:

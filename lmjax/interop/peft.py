@@ -30,7 +30,15 @@ from lmjax.models.lora import Sides
 from lmjax.trees import map_named, named_leaves
 
 PREFIX = "base_model.model."
+# ways to draw A and B after which the base is what it was
+BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal")
 ENDS = (".lora_A.weight", ".lora_B.weight")
+
+# what else an adapter may be, with what stands there where it is not
+NOTHING_ELSE = {
+    "bias": "none", "use_dora": False, "lora_bias": False, "modules_to_save": [], "layer_replication": [],
+    "alora_invocation_tokens": [],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,11 @@ def export_adapter(experiment, params: dict, directory: Path, base: str) -> None
     if which.trained:
         raise UserError(
             f"--adapter: PEFT's files hold A and B alone, and {min(which.trained)} is trained itself; without "
+            "--adapter all is merged"
+        )
+    if not experiment.model.causal or experiment.model.encoder_layers or experiment.model.outputs:
+        raise UserError(
+            "--adapter: PEFT's files are written of models of the next token that have one stack of layers; without "
             "--adapter all is merged"
         )
     family, said = family_for(experiment.model)
@@ -161,8 +174,14 @@ def _products(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     """(module, scale x B A) for each, (outputs, inputs)."""
     config = read_config(directory, CONFIG)
     config.only("peft_type", "LORA")
-    for field, value in {"bias": "none", "use_dora": False, "lora_bias": False, "modules_to_save": []}.items():
+    for field, value in NOTHING_ELSE.items():
         config.only(field, value)
+    # the others take their product from the base before training, which has other weights then
+    if config.has("init_lora_weights") and config.values["init_lora_weights"] not in BEGINNINGS:
+        raise UserError(
+            f"{config.where}: init_lora_weights is {config.values['init_lora_weights']!r}; expected one of "
+            f"{', '.join(map(repr, BEGINNINGS))} (PEFT converts others: path_initial_model_for_weight_conversion)"
+        )
     found = beside(directory / TENSORS, directory).tensors
     # of an adapted unembedding PEFT adds a copy of the base's own
     tensors = {name.removeprefix(PREFIX): x for name, x in found.items() if not name.endswith(".base_layer.weight")}

@@ -35,7 +35,8 @@ def export(
     start: the id that the decoder of an encoder-decoder begins with; None: 0. labels: what the model's outputs are
     (`labels.written`); None: it has none.
 
-    Raises UserError where no family says the model, or the directory is not empty; nothing is left half-written.
+    Raises UserError where no family says the model, float16 has no room for a number, or the directory is not empty;
+    nothing is left half-written.
     """
     require_empty(directory)
     assert cfg.outputs == len(labels or ()), (cfg.outputs, labels)
@@ -57,7 +58,12 @@ def export(
             assert ours is not None or entry.ours.endswith("/bias"), entry.ours
             if ours is not None:
                 view = lengths.view(theirs, entry)
-                view[...] = ours[: view.shape[0]] if entry.pattern.startswith("V ") else ours
+                with np.errstate(over="ignore"):
+                    view[...] = ours[: view.shape[0]] if entry.pattern.startswith("V ") else ours
+        if dtype == "float16" and np.isinf(theirs).any():
+            raise UserError(
+                f"--dtype float16: {name} has numbers above 65,504, its largest; bfloat16 has room for them"
+            )
         return theirs
 
     tensors = []

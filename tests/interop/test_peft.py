@@ -19,7 +19,11 @@ from lmjax.interop.write import export
 from lmjax.loaded import load_model
 from lmjax.models import lora
 from lmjax.models.lora import LoRA
+from lmjax.models.positions import Learned
 from lmjax.models.transformer import init_params
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.trees import named_leaves, nested
 from tests import tiny
 from tests.interop.directories import gpt2_tokenizer_files
@@ -39,7 +43,8 @@ def adapted(cfg, weights, directory, **changes):
     """(experiment on an exported base, the base's parameters, A and B that are not 0)."""
     params = init_params(cfg, jax.random.key(1))
     export(cfg, params, None, directory / "base")
-    exp = tiny.experiment("unused", model=cfg, init_from=str(directory / "base"))
+    task = Seq2Seq() if cfg.encoder_layers else CausalLM() if cfg.causal else MaskedLM()
+    exp = tiny.experiment("unused", model=cfg, task=task, init_from=str(directory / "base"))
     exp = replace(exp, adapter=LoRA(rank=3, alpha=6.0, weights=weights, **changes))
     draw = lambda path, x: jax.random.normal(jax.random.key(len(path)), x.shape) / 4
     ours = {path: draw(path, x) for path, x in named_leaves(trained.split(exp, params)[0])}
@@ -87,6 +92,8 @@ def test_the_files_are_as_peft_has_them(tmp_path):
     [
         (tiny.gpt2(), ("embedding",), (), "PEFT cannot say the adapter of embedding and its transpose, the unembedding,"),
         (tiny.mixtral(), ("blocks/feedforward/up",), (), "PEFT cannot say the adapter of blocks/feedforward/up, experts"),
+        (tiny.t5(), ("blocks/attention/q/kernel",), (), "are written of models of the next token that have one stack"),
+        (tiny.bert(positions=Learned()), ("blocks/attention/q/kernel",), (), "are written of models of the next token"),
         (tiny.gpt2(), ("blocks/attention/q/kernel",), ("final_norm/*",), "hold A and B alone, and final_norm/bias is trained itself"),
     ],
 )  # fmt: skip
@@ -106,6 +113,7 @@ def test_what_cannot_be_said_is_one_line(cfg, weights, train, message, tmp_path)
         ({"base_model_name_or_path": "."}, None, "base_model_name_or_path is '.'; expected another directory"),
         ({"base_model_name_or_path": "../base/.."}, None, "base .* is no Hugging Face directory with a model's tensors"),
         ({"peft_type": "IA3"}, None, "peft_type is 'IA3'; expected 'LORA'"),
+        ({"init_lora_weights": "pissa_niter_4"}, None, "init_lora_weights is 'pissa_niter_4'; expected one of True, False,"),
         ({"use_dora": True}, None, "use_dora is True"),
         ({"alpha_pattern": {"h\\.[01].*": 3}}, None, "expected plain names of modules"),
         ({}, {"base_model.model.transformer.h.9.mlp.c_fc.lora_A.weight": (3, 32)}, "has no A and B that fit together"),
