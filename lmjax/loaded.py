@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 from lmjax import checkpoint, hosts, mirrors, trained
 from lmjax.data.files import decode, read_bytes
 from lmjax.data.sources import json_lines
-from lmjax.errors import UserError, path_text
+from lmjax.errors import Notice, UserError, path_text
 from lmjax.experiment import DataConfig, Experiment
 from lmjax.interop import peft
 from lmjax.interop.read import load_params, open_checkpoint
@@ -61,7 +62,8 @@ class Loaded:
 def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
     """step: of a run: a number, "best", or None for the newest good one. stacked: how the layers lie, of a Hugging Face
     directory (`transformer.apart`). A directory of PEFT's is read with its base. Nothing outside the directory is
-    needed but an adapter's base. Raises UserError where it is no kind of these, or what is in it is not whole."""
+    needed but an adapter's base. Warns (Notice) of what is read otherwise than it stands there. Raises UserError where
+    it is no kind of these, or what is in it is not whole."""
     where = resolve(path)
     if not is_peft(where) and not is_directory(where):
         return load_run(where, step, mesh)
@@ -77,7 +79,7 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
         )
     tokenizer = _checked(of_directory(where), where, found.cfg)
     for note in found.notes:
-        print(f"{path_text(where)}: {note}")
+        _notify(f"{path_text(where)}: {note}")
     task, data = CausalLM() if found.cfg.causal else MaskedLM(), DataConfig()
     if found.cfg.encoder_layers:
         task = Seq2Seq(start=found.start)
@@ -214,7 +216,7 @@ def load_adapter(path: Place | str, step: int | str | None = None) -> tuple[Expe
 
 def _restored(run: RunDirectory, experiment: Experiment, step: int | str | None, mesh) -> tuple[dict, int]:
     """The parameters in a run's checkpoint, and its step."""
-    manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
+    manifest = checkpoint.chosen(run.checkpoints, step, _notify)
     shapes = jax.eval_shape(partial(trained.split, experiment), abstract_params(experiment.model))
     ours, frozen = jax.tree.map(
         lambda x, names: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement(mesh, names, x.shape)),
@@ -230,7 +232,7 @@ def identity(path: Place | str, step: int | None = None) -> dict:
     where, known = resolve(path), []
     if isinstance(where, Remote) or (where / "experiment.json").is_file():
         run = RunDirectory(where)
-        manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
+        manifest = checkpoint.chosen(run.checkpoints, step, _notify)
         step, known = manifest.step, [manifest.files]
         if run.experiment().adapter is not None:
             known.append(run.read_json(BASE)["fingerprint"])
@@ -283,8 +285,12 @@ def _runnable(experiment: Experiment) -> Experiment:
     need = replace(attention.need_of(cfg, apart=experiment.segmented, length=experiment.length), dropout=False)
     if isinstance(cfg.kernel, attention.Auto) or not (reason := attention.obstacle(cfg.kernel, need)):
         return experiment
-    print(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")
+    _notify(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")
     return replace(experiment, model=replace(cfg, kernel=attention.Auto()))
+
+
+def _notify(text: str) -> None:
+    warnings.warn(text, Notice, stacklevel=3)
 
 
 def read_texts(file: Place) -> list[str]:

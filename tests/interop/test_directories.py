@@ -16,7 +16,7 @@ import pytest
 
 import lmjax
 from lmjax import trees
-from lmjax.errors import UserError
+from lmjax.errors import Notice, UserError
 from lmjax.interop import mapping
 from lmjax.interop.families import family_for
 from lmjax.interop.family import normal
@@ -348,11 +348,13 @@ def test_a_configuration_that_is_no_object(content, tmp_path):
         open_checkpoint(tmp_path / "out")
 
 
-def test_code_of_a_checkpoint_is_not_run_and_that_is_said(tmp_path):
+def test_code_of_a_checkpoint_is_not_run_and_that_is_said(tmp_path, capsys):
     write("llama", tmp_path / "out")
     (tmp_path / "out" / "evil.py").write_text("raise SystemExit('it ran')")
     change_config(tmp_path / "out", {"auto_map": {"AutoModelForCausalLM": "evil.Model"}})
-    assert open_checkpoint(tmp_path / "out").notes == ["auto_map is ignored: no code of a checkpoint is run"]
+    with pytest.warns(Notice, match="out: auto_map is ignored: no code of a checkpoint is run"):
+        lmjax.load(tmp_path / "out")
+    assert capsys.readouterr().out == ""
 
 
 def test_an_export_leaves_nothing_half_written(tmp_path):
@@ -369,6 +371,14 @@ def test_half_precision_is_rounded_to_nearest_even(dtype, tmp_path):
     loaded = load_params(open_checkpoint(tmp_path / "out"), stacked=True)
     rounded = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), params)
     assert_same(loaded, rounded)
+
+
+def test_numbers_beyond_float16(tmp_path):
+    params = params_of(LLAMA)
+    params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(-1e5)
+    with pytest.raises(UserError, match="--dtype float16: norm.weight has numbers above 65,504"):
+        export(LLAMA, params, None, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
 
 
 def test_loading_takes_little_more_memory_than_the_parameters(tmp_path):
