@@ -67,8 +67,8 @@ def prefix_of(model: LanguageModel) -> int | None:
     None where the tokenizer has neither."""
     policy, path = model.tokenizer.policy, model.path
     # a run's model has seen only what its policy puts there
-    theirs = isinstance(path, Path) and (path / "config.json").is_file()
-    named = named_controls(path, model.tokenizer) if theirs else {}
+    theirs = isinstance(path, Path) and not (path / "experiment.json").is_file()
+    named = named_controls(model.tokenizer) if theirs else {}
     known = (policy.bos, named.get("bos"), named.get("eos"), *policy.stops)
     return next((token for token in known if token is not None), None)
 

@@ -43,21 +43,20 @@ def of_directory(directory: Path, *, model: Path | None = None) -> Tokenizer | N
     return None
 
 
-def named_controls(directory: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
-    """The ids of bos and eos by the names in a Hugging Face directory's files, whether they stand around texts or not;
-    None for what has no name. Empty where it is none."""
+def named_controls(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The ids of bos and eos by the names in the files of a Hugging Face directory's tokenizer, whether they stand
+    around texts or not; None for what has no name. Empty for tokenizers of our own."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         ids = tokenizer.control_ids()
         return {name: ids[name] if ids[name] >= 0 else None for name in ("bos", "eos")}
-    if not isinstance(tokenizer, HuggingFaceTokenizer) or not directory.is_dir():
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
         return {}
-    settings = _json(directory / "tokenizer_config.json")
-    return {name: _named(tokenizer, settings, name) for name in ("bos", "eos")}
+    return {name: _named(tokenizer, name) for name in ("bos", "eos")}
 
 
 def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ...]) -> HuggingFaceTokenizer:
     try:
-        bare = HuggingFaceTokenizer(serialised, Policy())
+        bare = HuggingFaceTokenizer(serialised, Policy(), names=special_names(settings))
         before, after = bare.around()
     except BaseException as error:  # the library raises bare Exception, and panics of Rust are none
         if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -67,11 +66,11 @@ def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ..
         raise UserError(
             f"{path_text(file)}: puts {len(before)} and {len(after)} tokens around a text; expected one each"
         )
-    named = named_controls(file.parent, bare)
+    named = named_controls(bare)
     if not stops and named["eos"] is not None:
         stops = (named["eos"],)
     policy = {"bos": next(iter(before), None), "eos": next(iter(after), None)}
-    mask = _named(bare, settings, "mask")
+    mask = _named(bare, "mask")
     for name in policy:
         # what the settings say counts more than what tokenizer.json puts there, as in transformers 5
         asked = settings.get(f"add_{name}_token")
@@ -80,14 +79,12 @@ def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ..
     if settings.get(DOCUMENT_EOS) is True:
         policy["eos"] = named["eos"]
     policy["mask"] = bare.mask_id() if mask is None else mask
-    return HuggingFaceTokenizer(
-        serialised, Policy(**policy, other_stops=stops), chat_of(file.parent), special_names(settings)
-    )
+    return HuggingFaceTokenizer(serialised, Policy(**policy, other_stops=stops), chat_of(file.parent), bare.names)
 
 
-def _named(tokenizer: HuggingFaceTokenizer, settings: dict, name: str) -> int | None:
+def _named(tokenizer: HuggingFaceTokenizer, name: str) -> int | None:
     """The id of bos_token, eos_token or mask_token."""
-    token = special_names(settings).get(f"{name}_token")
+    token = tokenizer.names.get(f"{name}_token")
     return None if token is None else tokenizer.id_of(token)
 
 
