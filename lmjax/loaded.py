@@ -113,7 +113,9 @@ def params_at(path: Place | str, step: int | None = None, mesh: jax.sharding.Mes
 
 def is_peft(where: Place) -> bool:
     """Whether there is an adapter by PEFT, without its base; trainers may have put the base's config.json there."""
-    return isinstance(where, Path) and (where / peft.CONFIG).is_file() and not has_tensors(where)
+    if not isinstance(where, Path) or not (where / peft.CONFIG).is_file():
+        return False
+    return not (where / "config.json").is_file() or not has_tensors(where)
 
 
 def base_of_peft(where: Path) -> Path:
