@@ -127,9 +127,20 @@ def manifests(directory: Place) -> dict[int, Manifest]:
                     f"{path_text(directory / str(step))}: written in format {fields['format']} by a newer lmjax; "
                     f"this one reads up to {FORMAT}"
                 )
-            found[step] = Manifest(**fields)
-        except (OSError, ValueError, KeyError, TypeError):
+            found[step] = _checked(Manifest(**fields), step)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
+    return found
+
+
+def _checked(found: Manifest, step: int) -> Manifest:
+    """Raises ValueError where it is not of this step, as in a directory with another name than it was written under, or
+    its fields are not what they are said to be."""
+    pairs = [*found.leaves.items(), *found.files.items()]
+    numbers = all(type(size) is int and type(digest) is str for size, digest in found.files.values())
+    judged = found.eval_loss is None or type(found.eval_loss) in (int, float)
+    if found.step != step or not (judged and numbers and all(len(pair) == 2 for _, pair in pairs)):
+        raise ValueError
     return found
 
 
@@ -137,11 +148,16 @@ def steps_on_disk(directory: Place) -> list[int]:
     """Every step that has a directory, whether or not it is whole; at a URL, that has a manifest: without one it was
     never a checkpoint."""
     if isinstance(directory, Remote):
-        found = [entry for entry in directory.iterdir() if entry.name.isdigit()]
+        found = [entry for entry in directory.iterdir() if _is_step(entry.name)]
         return sorted(int(entry.name) for entry in found if (entry / MANIFEST).is_file())
     if not directory.is_dir():
         return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())
+    return sorted(int(entry.name) for entry in directory.iterdir() if _is_step(entry.name) and entry.is_dir())
+
+
+def _is_step(name: str) -> bool:
+    """Whether a directory's name is a step's number as it is written here."""
+    return name.isascii() and name.isdigit() and name == str(int(name))
 
 
 def best_step(found: dict[int, Manifest]) -> int | None:
@@ -161,7 +177,7 @@ def verify(directory: Place, step: int) -> Manifest:
     folder = directory / str(step)
     manifest = manifests(directory).get(step)
     if manifest is None:
-        reasons = [f"{path_text(folder)}: it was not written to its end"]
+        reasons = [f"{path_text(folder)}: it was not written to its end, or not as this step"]
     else:
         names = hosts.share(sorted(manifest.files))
         here = _at_hand(directory, step)
@@ -201,7 +217,9 @@ def newest_good(directory: Place, warn) -> Manifest | None:
             warn(f"going back to step {step}: damaged checkpoint {reason}")
         return manifest
     if reasons:
-        raise UserError(f"no good checkpoint is left; the newest: {reasons[0]}; remove {directory} to start again")
+        raise UserError(
+            f"no good checkpoint is left; the newest: {reasons[0]}; remove {path_text(directory)} to start again"
+        )
     return None
 
 
@@ -254,7 +272,7 @@ def remove_leftovers(directory: Place) -> None:
                 entry.remove_tree(first=MANIFEST)
     elif directory.is_dir():
         for entry in directory.iterdir():
-            if not entry.name.isdigit():
+            if not _is_step(entry.name):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 

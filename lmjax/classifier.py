@@ -22,8 +22,10 @@ class Classifier:
 
     def __call__(self, text: Labelled | list[Labelled]) -> dict | list[dict]:
         """{"label": the most probable one, "probabilities": of all by name}, a list of them for a list. Raises
-        UserError where a text is empty, or longer than a row of the model's experiment."""
+        UserError where there is none, one is empty, or longer than a row of the model's experiment."""
         texts = text if isinstance(text, list) else [text]
+        if not texts:
+            raise UserError("the list of texts is empty")
         pairs = {isinstance(one, tuple) for one in texts}
         if len(pairs) > 1:
             raise UserError("expected texts or pairs of texts, not both in one list")

@@ -1,13 +1,14 @@
 """The verbs of run.py. What a user can mend becomes one line on stderr and exit code 2."""
 
 import os
+import re
 import sys
 import threading
 import warnings
 from pathlib import Path
 
 from lmjax.cache import cache_root
-from lmjax.errors import UserError, one_line, path_text
+from lmjax.errors import Notice, UserError, one_line, path_text
 from lmjax.places import is_url, place
 
 
@@ -63,10 +64,22 @@ def prepare_libraries() -> None:
     tell = threading.excepthook
     threading.excepthook = lambda e: None if type(e.thread).__module__.startswith("orbax") else tell(e)
     logging.getLogger("jax").setLevel(logging.ERROR)
+    _print_notices()
     # a program that a full disk or a kill cut short is compiled again
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _print_notices() -> None:
+    """In place of Python's way to show them, with a file and a line of ours."""
+    others = warnings.showwarning
+
+    def show(message, category, *place):
+        print(f"WARNING: {message}") if issubclass(category, Notice) else others(message, category, *place)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", Notice)
 
 
 def train(options, changes: list[str]) -> int:
@@ -260,6 +273,6 @@ def _new_file(option: str, text: str) -> Path:
 def _step(text: str | None) -> int | str | None:
     if text is None or text == "best":
         return text
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise UserError(f"--step {text}: expected a number or best")
     return int(text)

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import difflib
 import functools
+import re
 import types
 import typing
 from typing import Any, Literal, Union
@@ -158,15 +159,15 @@ def _index(tree, name: str):
 def _field(kind, tree, name: str, done: list[str], key: str):
     """The type of the field `name` of a tree."""
     if isinstance(tree, list):
-        if not name.isdigit() or int(name) >= len(tree):
+        if not re.fullmatch("[0-9]{1,9}", name) or int(name) >= len(tree):
             raise UserError(f"--{key}: {'.'.join(done)} has the parts 0 to {len(tree) - 1}, not {name!r}")
         return typing.get_args(kind)[0]
-    hints = _hints(_members(kind)[tree[TYPE]] if TYPE in tree else kind)
-    names = [f.name for f in dataclasses.fields(_members(kind)[tree[TYPE]])]
+    member = _members(kind)[tree[TYPE]]
+    names = [f.name for f in dataclasses.fields(member)]
     if name not in names:
         owner = ".".join(done) or "an experiment"
         raise UserError(f"--{key}: {owner} has no {name!r}{_nearest(name, names)}")
-    return hints[name]
+    return _hints(member)[name]
 
 
 def _nearest(name: str, names) -> str:
@@ -180,7 +181,7 @@ def _parse(kind, text: str, key: str):
     try:
         literal = {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
         candidates.insert(0, ast.literal_eval(text) if literal is text else literal)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as ast.literal_eval says
         pass
     value = candidates[0]
     if isinstance(value, float) and value.is_integer() and not _accepts(kind, value):

@@ -7,6 +7,10 @@ class UserError(Exception):
     """What was wrong, where, and what was expected, in one line; the command line exits with code 2."""
 
 
+class Notice(UserWarning):
+    """What was done otherwise than a user may think, in one line; the command line prints it and goes on."""
+
+
 @contextmanager
 def at(where: str):
     """A mistake that is found inside is told with its place."""

@@ -7,9 +7,8 @@ import jax
 
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
-from lmjax.interop import peft
 from lmjax.interop.read import open_checkpoint
-from lmjax.loaded import is_directory, is_peft, resolve
+from lmjax.loaded import base_of_peft, is_directory, is_peft, resolve
 from lmjax.models.config import ModelConfig
 from lmjax.models.transformer import init_params, param_names
 from lmjax.places import Place
@@ -40,7 +39,7 @@ def origin(path: Place | str) -> Origin:
     as `load_model`."""
     place = resolve(path)
     if is_peft(place):
-        return replace(origin(peft.base_of(place)), place=place)
+        return replace(origin(base_of_peft(place)), place=place)
     if is_directory(place):
         found = open_checkpoint(place)
         labels = None if found.labels is None else ("Classification", found.labels)
@@ -113,7 +112,7 @@ def check_trained(experiment: Experiment, other: Origin) -> None:
     """Raises UserError where a part that is new would stay as it was drawn, and no checkpoint would have it."""
     new, _ = new_and_dropped(experiment, other)
     paths = parts(experiment).trained
-    left = [name for name in PARTS if name in new and not any(path.startswith(f"{name}/") for path in paths)]
+    left = [name for name in PARTS if name in new and not any(path.split("/")[0] == name for path in paths)]
     if experiment.adapter is not None and left:
-        said = ", ".join(f"{name}/*" for name in left)
+        said = ", ".join(name if name == "unembedding" else f"{name}/*" for name in left)
         raise UserError(f"{PARTS[left[0]]} is new, and no adapter has it: expected adapter.train to name {said}")

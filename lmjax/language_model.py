@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from lmjax.batching import Output, Reader, Score, Text, judged, scores
 from lmjax.classifier import Classifier
+from lmjax.errors import UserError
 from lmjax.generate.beam import way, write
 from lmjax.loaded import check_next_token, load_model
 from lmjax.models import transformer
@@ -22,6 +23,8 @@ from lmjax.tasks.classification import Classification
 from lmjax.text_to_text import TextToText
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.sides import prompt_ids
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -75,12 +78,15 @@ class LanguageModel:
 
 
 def load(
-    path: Place | str, *, step: int | str | None = None, dtype: Literal["float32", "bfloat16"] = "float32",
+    path: Place | str, *, step: int | str | None = None, dtype: Dtype = "float32",
     weights: Weights = "float32",
 ) -> LanguageModel | TextToText | Classifier:  # fmt: skip
     """The model of a run directory or a Hugging Face directory, or "hf:NAME" from the hub (extra [hub]): a TextToText
     where it has an encoder and a decoder, a Classifier where its task is Classification. dtype: of the computation.
-    weights: see models/packed.py. step: see `load_model`. Raises UserError as that."""
+    weights: see models/packed.py. step: see `load_model`. Raises UserError as that, and for another word."""
+    for name, value, known in (("dtype", dtype, get_args(Dtype)), ("weights", weights, get_args(Weights))):
+        if value not in known:
+            raise UserError(f"{name} is {value!r}; expected one of {', '.join(known)}")
     loaded = load_model(path, step, stacked=False)
     cfg = replace(loaded.experiment.model, dtype=dtype, dropout=0.0)
     params = pack_params(cfg, apart(loaded.params), weights)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,14 @@ import jax
 from lmjax import checkpoint, hosts, mirrors, trained
 from lmjax.data.files import decode, read_bytes
 from lmjax.data.sources import json_lines
-from lmjax.errors import UserError, path_text
+from lmjax.errors import Notice, UserError, path_text
 from lmjax.experiment import DataConfig, Experiment
 from lmjax.interop import peft
 from lmjax.interop.read import load_params, open_checkpoint
+from lmjax.interop.tensor_files import has_tensors
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.models import attention
+from lmjax.models.config import ModelConfig
 from lmjax.models.packed import Weights
 from lmjax.models.packed_params import pack_params
 from lmjax.models.transformer import abstract_params, apart
@@ -59,28 +62,24 @@ class Loaded:
 def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
     """step: of a run: a number, "best", or None for the newest good one. stacked: how the layers lie, of a Hugging Face
     directory (`transformer.apart`). A directory of PEFT's is read with its base. Nothing outside the directory is
-    needed but an adapter's base. Raises UserError where it is no kind of these, or what is in it is not whole."""
+    needed but an adapter's base. Warns (Notice) of what is read otherwise than it stands there. Raises UserError where
+    it is no kind of these, or what is in it is not whole."""
     where = resolve(path)
-    if is_peft(where):
-        return _load_peft(where, mesh)
-    if not is_directory(where):
+    if not is_peft(where) and not is_directory(where):
         return load_run(where, step, mesh)
     if step is not None:
         raise UserError(f"--step {step}: {path_text(where)} is not a run and has no steps")
+    if is_peft(where):
+        return _load_peft(where, mesh)
     found = open_checkpoint(where)
     if not (found.cfg.causal or found.cfg.masked_head or found.labels):
         raise UserError(
             f"{path_text(where)}: {found.family.model_type} is an encoder without a head; expected a model of the next "
             "token, of masked ones or of labels"
         )
-    tokenizer = of_directory(where)
-    if tokenizer is not None and tokenizer.vocab_size > found.cfg.vocab:
-        raise UserError(
-            f"{path_text(where)}: the tokenizer has {tokenizer.vocab_size} ids, more than config.json's vocab_size "
-            f"of {found.cfg.vocab}"
-        )
+    tokenizer = _checked(of_directory(where), where, found.cfg)
     for note in found.notes:
-        print(f"{path_text(where)}: {note}")
+        _notify(f"{path_text(where)}: {note}")
     task, data = CausalLM() if found.cfg.causal else MaskedLM(), DataConfig()
     if found.cfg.encoder_layers:
         task = Seq2Seq(start=found.start)
@@ -96,7 +95,12 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
 
 def is_directory(where: Place) -> bool:
     """Whether it is Hugging Face's, with a model's tensors."""
-    return isinstance(where, Path) and not (where / "experiment.json").is_file() and (where / "config.json").is_file()
+    return (
+        isinstance(where, Path)
+        and not (where / "experiment.json").is_file()
+        and (where / "config.json").is_file()
+        and not is_peft(where)
+    )
 
 
 def params_at(path: Place | str, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> dict:
@@ -108,15 +112,51 @@ def params_at(path: Place | str, step: int | None = None, mesh: jax.sharding.Mes
 
 
 def is_peft(where: Place) -> bool:
-    """Whether there is an adapter by PEFT, without its base."""
-    return isinstance(where, Path) and (where / peft.CONFIG).is_file() and not (where / "config.json").is_file()
+    """Whether there is an adapter by PEFT, without its base; trainers may have put the base's config.json there."""
+    if not isinstance(where, Path) or not (where / peft.CONFIG).is_file():
+        return False
+    return not (where / "config.json").is_file() or not has_tensors(where)
+
+
+def base_of_peft(where: Path) -> Path:
+    """The directory of an adapter's base. Raises UserError where there is none that is Hugging Face's."""
+    base = resolve(peft.base_of(where))
+    if not is_directory(base):
+        raise UserError(
+            f"{path_text(where)}: its base {path_text(base)} is no Hugging Face directory with a model's tensors"
+        )
+    return base
 
 
 def _load_peft(where: Path, mesh) -> Loaded:
-    base = load_model(peft.base_of(where), mesh=mesh)
-    if not (base.path / "config.json").is_file():
-        raise UserError(f"{path_text(where)}: its base {path_text(base.path)} is no Hugging Face directory")
-    return replace(base, path=where, params=peft.merged(where, open_checkpoint(base.path), base.params))
+    base, found = load_model(base_of_peft(where), mesh=mesh), open_checkpoint(base_of_peft(where))
+    tokenizer, experiment = of_directory(where, model=base.path), base.experiment
+    if tokenizer is None:
+        tokenizer = base.tokenizer
+    else:
+        _checked(tokenizer, where, found.cfg)
+        experiment = replace(experiment, tokenizer=HuggingFace(path=str(where)))
+    params = peft.merged(where, found, base.params)
+    return replace(base, path=where, experiment=experiment, tokenizer=tokenizer, params=params)
+
+
+def _checked(tokenizer: Tokenizer | None, where: Path, cfg: ModelConfig) -> Tokenizer | None:
+    """The tokenizer. Raises UserError where it has more ids than the model."""
+    if tokenizer is not None and tokenizer.vocab_size > cfg.vocab:
+        raise UserError(
+            f"{path_text(where)}: the tokenizer has {tokenizer.vocab_size} ids, more than config.json's vocab_size "
+            f"of {cfg.vocab}"
+        )
+    return tokenizer
+
+
+def tokenizer_of(where: Path) -> Tokenizer | None:
+    """Of a Hugging Face directory, or PEFT's: where that has none, its base's. None: there is none."""
+    if not is_peft(where):
+        return of_directory(where)
+    base = base_of_peft(where)
+    own = of_directory(where, model=base)
+    return of_directory(base) if own is None else own
 
 
 def resolve(path: Place | str) -> Place:
@@ -178,7 +218,7 @@ def load_adapter(path: Place | str, step: int | str | None = None) -> tuple[Expe
 
 def _restored(run: RunDirectory, experiment: Experiment, step: int | str | None, mesh) -> tuple[dict, int]:
     """The parameters in a run's checkpoint, and its step."""
-    manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
+    manifest = checkpoint.chosen(run.checkpoints, step, _notify)
     shapes = jax.eval_shape(partial(trained.split, experiment), abstract_params(experiment.model))
     ours, frozen = jax.tree.map(
         lambda x, names: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement(mesh, names, x.shape)),
@@ -194,7 +234,7 @@ def identity(path: Place | str, step: int | None = None) -> dict:
     where, known = resolve(path), []
     if isinstance(where, Remote) or (where / "experiment.json").is_file():
         run = RunDirectory(where)
-        manifest = checkpoint.chosen(run.checkpoints, step, lambda text: print(f"WARNING: {text}"))
+        manifest = checkpoint.chosen(run.checkpoints, step, _notify)
         step, known = manifest.step, [manifest.files]
         if run.experiment().adapter is not None:
             known.append(run.read_json(BASE)["fingerprint"])
@@ -203,7 +243,7 @@ def identity(path: Place | str, step: int | None = None) -> dict:
         digests = lambda: [[file.name, checkpoint.sha256(file)] for file in files]
         known = hosts.by_first("base/files", digests, hosts.READY_LIMIT)
         if is_peft(where):
-            known.append(identity(peft.base_of(where))["fingerprint"])
+            known.append(identity(base_of_peft(where))["fingerprint"])
     return {"step": step, "fingerprint": hashlib.sha256(json.dumps(known).encode()).hexdigest()}
 
 
@@ -247,8 +287,12 @@ def _runnable(experiment: Experiment) -> Experiment:
     need = replace(attention.need_of(cfg, apart=experiment.segmented, length=experiment.length), dropout=False)
     if isinstance(cfg.kernel, attention.Auto) or not (reason := attention.obstacle(cfg.kernel, need)):
         return experiment
-    print(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")
+    _notify(f"the run asked for {type(cfg.kernel).__name__}: {reason}; the fastest that runs here is used instead")
     return replace(experiment, model=replace(cfg, kernel=attention.Auto()))
+
+
+def _notify(text: str) -> None:
+    warnings.warn(text, Notice, stacklevel=3)
 
 
 def read_texts(file: Place) -> list[str]:

@@ -18,6 +18,9 @@ from lmjax.models.lora import LoRA
 from lmjax.models.transformer import abstract_params, param_names
 from lmjax.trees import count, map_named, named_leaves, nested
 
+# where what is adapted is summed up a layer at a time
+IN_LOOPS = ("blocks/", "encoder/blocks/")
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -113,7 +116,7 @@ def whole(experiment, trained: dict, frozen: dict, *, in_training: bool = False)
             return leaves[path]
         of, scale = which.adapted[path], experiment.adapter.scale
         pair = leaves[path], leaves[f"{path}/{lora.A}"], leaves[f"{path}/{lora.B}"]
-        in_a_loop = in_training and path.startswith("blocks/")
+        in_a_loop = in_training and path.startswith(IN_LOOPS)
         return lora.Adapted(*pair, of, scale) if in_a_loop else lora.adapted(of, *pair, scale)
 
     return map_named(leaf, abstract_params(experiment.model))

@@ -45,7 +45,10 @@ def _tokens(loaded: Loaded, text: str | None) -> tuple[np.ndarray, str]:
         return tokens_BT, f"{tokens_BT.size} tokens drawn at random"
     if loaded.tokenizer is None:
         raise UserError(f"{path_text(loaded.path)} has no tokenizer, and --text needs one")
-    ids = prompt_ids(read_texts(place(text))[0], loaded.tokenizer)[: min(model.context, 2 * TOKENS)]
+    texts = read_texts(place(text))
+    if not texts:
+        raise UserError(f"--text {path_text(text)}: no text in it; expected one")
+    ids = prompt_ids(texts[0], loaded.tokenizer)[: min(model.context, 2 * TOKENS)]
     if len(ids) < 2:
         raise UserError(f"--text {path_text(text)}: {len(ids)} token(s); expected at least 2")
     short = "" if len(ids) >= 500 else " (fewer than 500: an error of rotary positions may not show)"

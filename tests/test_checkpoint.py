@@ -112,7 +112,21 @@ def broken_manifest(folder):
     (folder / "manifest.json").write_text('{"format": 1, "st')
 
 
-DAMAGE = [flip_a_bit, truncate, lose_a_file, empty, half_written, broken_manifest]
+def another_steps_manifest(folder):
+    """As in a directory that was renamed."""
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"step": 7}))
+
+
+def manifest_of_other_types(folder):
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"files": {"x": [1]}}))
+
+
+DAMAGE = [
+    flip_a_bit, truncate, lose_a_file, empty, half_written, broken_manifest, another_steps_manifest,
+    manifest_of_other_types,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -186,6 +200,8 @@ def test_a_failed_save_is_told_and_leaves_the_earlier_ones(tmp_path, monkeypatch
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     save(tmp_path / "c", (1, None))
-    (tmp_path / "c" / "2.orbax-checkpoint-tmp").mkdir()
+    for name in ("2.orbax-checkpoint-tmp", "\u00b2", "07"):
+        (tmp_path / "c" / name).mkdir()
+    assert checkpoint.steps_on_disk(tmp_path / "c") == [1]
     checkpoint.remove_leftovers(tmp_path / "c")
     assert [f.name for f in (tmp_path / "c").iterdir()] == ["1"]

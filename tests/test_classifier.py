@@ -40,6 +40,7 @@ def test_texts_and_pairs(directory):
     assert pair["probabilities"] != pytest.approx(model("a b</s>c d")["probabilities"], abs=1e-4)
     assert pair["probabilities"] != pytest.approx(model(("c d", "a b"))["probabilities"], abs=1e-4)
     for wrong, message in (
+        ([], "the list of texts is empty"),
         (["a", ("b", "c")], "expected texts or pairs of texts, not both in one list"),
         (["a", "x" * 40], "text 1: 42 tokens; a row has 32"),
         (("a", 3), "text 0: 'second' is '3'; expected a text"),

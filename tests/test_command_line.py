@@ -85,6 +85,9 @@ def fails(words, capsys, folder=None):
         (["--model.feedforward.width=-5"], "width is -5; expected a positive number"),
         (["--sampling.temperature=-1"], "temperature is -1.0; expected 0 or more"),
         (["--model.context=1"], "context is 1; a token and the one it predicts need 2"),
+        (["--model.pattern.\u00b2.window=3"], "model.pattern has the parts 0 to 0, not '\u00b2'"),
+        (["--freeze={[1]}"], "freeze: '{[1]}' fits no parameter"),
+        ([f"--steps={'(' * 10_000}"], "--steps: expected a whole number"),
         (["positional"], "'positional': expected --key=value"),
     ],
 )  # fmt: skip
@@ -137,6 +140,8 @@ def test_mistakes_before_any_experiment(place, capsys):
         (["generate", "--prompt", "a", "--top_p", "2"], "top_p is 2.0"),
         (["generate", "--prompt", "a", "--step", "3"], "--step 3: "),
         (["generate", "--prompt", "a", "--seed", str(2**70)], "--seed 1180591620717411303424: expected a number"),
+        (["generate", "--prompt", "a", "--step", "\u00b2"], "--step \u00b2: expected a number or best"),
+        (["generate", "--prompt", "a", "--step", "9" * 5000], "expected a number or best"),
         (["generate", "--prompt", "a", "--step", "last"], "--step last: expected a number or best"),
         (["evaluate", "--text", "nope.txt"], "--text nope.txt: no such file"),
         (["evaluate", "--text", "latin.txt"], "latin.txt: not UTF-8 at byte 0"),

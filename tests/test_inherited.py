@@ -10,12 +10,14 @@ import pytest
 from lmjax.data.records import Table
 from lmjax.errors import UserError
 from lmjax.experiment import DataConfig
+from lmjax.inherited import Origin, check_trained
 from lmjax.interop.write import export
 from lmjax.loaded import load_model
 from lmjax.models import transformer
 from lmjax.models.lora import LoRA
 from lmjax.models.positions import Learned
 from lmjax.optim import AdamW, Constant
+from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.classification import Classification
 from lmjax.tokenizers import Bytes, HuggingFace
 from lmjax.train import loop
@@ -106,6 +108,12 @@ def test_an_adapter_needs_the_new_head_among_what_it_trains(begun, tmp_path):
     exp = labelling(place, DECODER, init_from=str(place / "decoder"), adapter=lora)
     with pytest.raises(UserError, match=r"new, and no adapter has it: expected adapter.train to name outputs/\*"):
         loop.train(exp, tmp_path / "run")
+    untied = tiny.gpt2(tied=False)
+    outputs = replace(exp, task=CausalLM(), model=untied, adapter=replace(lora, train=("unembedding",)))
+    tied = Origin(tmp_path, replace(untied, tied=True), None, None)
+    check_trained(outputs, tied)
+    with pytest.raises(UserError, match="the matrix of the output is new, .* adapter.train to name unembedding"):
+        check_trained(replace(outputs, adapter=lora), tied)
     exp = replace(exp, adapter=replace(lora, train=("outputs/*",)))
     loop.train(exp, tmp_path / "run")
     assert_taken(DECODER, load_model(tmp_path / "run").params, params["decoder"], {"outputs"})

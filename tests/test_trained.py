@@ -3,14 +3,17 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lmjax import experiment as experiments
 from lmjax import trained
 from lmjax.errors import UserError
+from lmjax.models import lora, transformer
 from lmjax.models.lora import LoRA
 from lmjax.models.transformer import init_params
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.trees import count, named_leaves
 from tests import tiny
 
@@ -80,6 +83,21 @@ def test_an_adapter_needs_a_model_and_freezes_by_itself():
         replace(BASE, adapter=LoRA(), freeze=("embedding",))
     with pytest.raises(ValueError, match="rank is 0"):
         LoRA(rank=0)
+
+
+def test_in_training_all_blocks_are_summed_up_in_their_loops():
+    """Those of an encoder too: no sum of all layers is there at one time, and what comes out is the same."""
+    cfg, tokens = tiny.t5(), jnp.arange(20).reshape(2, 10)
+    exp = replace(BASE, model=cfg, task=Seq2Seq(), adapter=LoRA(rank=2, weights=("*blocks/*/kernel", "embedding")))
+    params = transformer.init_params(cfg, jax.random.key(1))
+    ours, frozen = trained.split(exp, params)
+    ours = jax.tree.map(lambda x: x + 0.1, ours)
+    merged, apart = trained.whole(exp, ours, frozen), trained.whole(exp, ours, frozen, in_training=True)
+    leaves = jax.tree_util.tree_leaves_with_path(apart, is_leaf=lora.is_adapted)
+    assert all(lora.is_adapted(x) == ("blocks" in str(path) and "kernel" in str(path)) for path, x in leaves)
+    one, other = (transformer.encode(cfg, p, tokens, tokens % 10, jnp.ones_like(tokens)) for p in (merged, apart))
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 def test_patterns_on_the_command_line_need_no_quotes(tmp_path):

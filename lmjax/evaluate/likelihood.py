@@ -21,6 +21,7 @@ from lmjax.compilation import fast_jit
 from lmjax.errors import UserError
 from lmjax.evaluate.progress import followed
 from lmjax.generate.decode import padded_length
+from lmjax.interop.config_json import ADAPTER_FILE, FILE
 from lmjax.interop.tokenizer_files import named_controls
 from lmjax.language_model import LanguageModel
 from lmjax.models import transformer
@@ -67,8 +68,8 @@ def prefix_of(model: LanguageModel) -> int | None:
     None where the tokenizer has neither."""
     policy, path = model.tokenizer.policy, model.path
     # a run's model has seen only what its policy puts there
-    theirs = isinstance(path, Path) and (path / "config.json").is_file()
-    named = named_controls(path, model.tokenizer) if theirs else {}
+    theirs = isinstance(path, Path) and any((path / name).is_file() for name in (FILE, ADAPTER_FILE))
+    named = named_controls(model.tokenizer) if theirs else {}
     known = (policy.bos, named.get("bos"), named.get("eos"), *policy.stops)
     return next((token for token in known if token is not None), None)
 

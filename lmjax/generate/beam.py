@@ -23,6 +23,8 @@ from lmjax.models.config import ModelConfig
 
 # of what is not to be chosen
 NEVER = -1.0e9
+# each has a cache of its own
+BEAMS_LIMIT = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class Beam:
     def __post_init__(self):
         if self.beams < 1:
             raise UserError(f"beams is {self.beams}; expected a positive number")
+        if self.beams > BEAMS_LIMIT:
+            raise UserError(f"beams is {self.beams}; expected at most {BEAMS_LIMIT}")
         if not np.isfinite(self.length_penalty):
             raise UserError(f"length_penalty is {self.length_penalty}; expected a number")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":

@@ -121,6 +121,8 @@ def padded_length(length: int, longest: int, *, shortest: int = SHORTEST) -> int
 def check_ids(cfg: ModelConfig, prompts: list[np.ndarray], max_new_tokens: int) -> None:
     """Raises UserError for an empty prompt, an id outside the vocabulary, a prompt that leaves no room for
     max_new_tokens in the model's context."""
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
     for prompt in prompts:
         if not len(prompt):
             raise UserError("the prompt is empty, and the tokenizer has no BOS to begin with: give a prompt")
@@ -129,10 +131,9 @@ def check_ids(cfg: ModelConfig, prompts: list[np.ndarray], max_new_tokens: int) 
                 f"prompt of {len(prompt)} tokens + {max_new_tokens} new tokens = {len(prompt) + max_new_tokens}, "
                 f"more than the model's context of {cfg.context}"
             )
-        if np.min(prompt) < 0 or np.max(prompt) >= cfg.vocab:
-            raise UserError(f"token id {np.max(prompt)} is outside the model's vocabulary of {cfg.vocab}")
-    if max_new_tokens < 0:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
+        wrong = [index for index in (np.min(prompt), np.max(prompt)) if not 0 <= index < cfg.vocab]
+        if wrong:
+            raise UserError(f"token id {wrong[0]} is outside the model's vocabulary of {cfg.vocab}")
 
 
 def begun(

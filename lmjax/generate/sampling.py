@@ -23,15 +23,17 @@ class Choice:
 
 def choice(*, temperature=0.0, top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0) -> Choice:
     """A Choice from plain numbers. Raises UserError where one is out of range."""
-    if not temperature >= 0:
-        raise UserError(f"temperature is {temperature}; expected 0 or more")
+    if not 0 <= temperature <= 1e30:
+        raise UserError(f"temperature is {temperature}; expected 0 or more, up to 1e30")
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k is {top_k}; expected a positive number")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; expected a number above 0, up to 1")
     if not 0 <= min_p <= 1:
         raise UserError(f"min_p is {min_p}; expected a number from 0 to 1")
-    return Choice(jnp.float32(temperature), jnp.int32(top_k or 0), jnp.float32(top_p), jnp.float32(min_p))
+    return Choice(
+        jnp.float32(temperature), jnp.int32(min(top_k or 0, 2**31 - 1)), jnp.float32(top_p), jnp.float32(min_p)
+    )
 
 
 def limited(logits_BV: jax.Array, how: Choice) -> jax.Array:

@@ -24,7 +24,7 @@ def _read(c: ConfigJson, context: int, offset: int, types: int, head: Activation
     c.only("is_decoder", False)
     c.only("add_cross_attention", False)
     return ModelConfig(
-        layers=c.whole("num_hidden_layers"), width=c.whole("hidden_size"), heads=c.whole("num_attention_heads"),
+        layers=c.count("num_hidden_layers"), width=c.whole("hidden_size"), heads=c.whole("num_attention_heads"),
         context=context, vocab=c.whole("vocab_size"), positions=Learned(offset=offset),
         norm=LayerNorm(epsilon=c.number("layer_norm_eps", 1e-12)),
         feedforward=Dense(width=c.whole("intermediate_size"), activation=activation), masked_head=head or activation,
@@ -103,7 +103,7 @@ def _read_roberta(c: ConfigJson) -> ModelConfig:
     rows = c.whole("max_position_embeddings")
     if rows - offset < 2:
         raise UserError(f"{c.where}: max_position_embeddings is {rows}; expected more than pad_token_id + 2")
-    return _read(c, rows - offset, offset, 1, head="gelu")
+    return _read(c, rows - offset, offset, 2, head="gelu")
 
 
 def _write_roberta(cfg: ModelConfig) -> dict:

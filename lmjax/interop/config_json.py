@@ -1,18 +1,20 @@
 """A checkpoint's config.json: typed, bounded access, and the parts that several families share."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, path_text
+from lmjax.json_files import read_object
 from lmjax.models.positions import Llama3, Rotary, Stretched, Yarn
 
 FILE = "config.json"
+# of PEFT
+ADAPTER_FILE = "adapter_config.json"
 SIZE_LIMIT = 10_000_000
-# no layer, width or vocabulary of any model comes near
-NUMBER_LIMIT = 10**8
+# no width or vocabulary of any model comes near; nor does any number of layers or experts
+NUMBER_LIMIT, COUNT_LIMIT = 10**8, 1000
 NEEDED = object()
 
 # names of transformers' ACT2FN
@@ -45,12 +47,23 @@ class ConfigJson:
         """A positive whole number."""
         return self._value(name, default, lambda x: type(x) is int and 0 < x < NUMBER_LIMIT, "a positive whole number")
 
+    def count(self, name: str, default=NEEDED, *, least: int = 1) -> int:
+        """Of layers, or of experts: something is made for each of them."""
+        expected = f"a whole number from {least} to {COUNT_LIMIT}"
+        return self._value(name, default, lambda x: type(x) is int and least <= x <= COUNT_LIMIT, expected)
+
     def number(self, name: str, default=NEEDED) -> float:
         """A finite number of at least 0."""
         value = self._value(
             name, default, lambda x: type(x) in (int, float) and math.isfinite(x) and x >= 0, "a number of at least 0"
         )
         return value if value is None else float(value)
+
+    def positive(self, name: str, default=NEEDED) -> float:
+        """A finite number above 0."""
+        if self.values.get(name) == 0:
+            raise self._wrong(name, "a number above 0")
+        return self.number(name, default)
 
     def flag(self, name: str, default=NEEDED) -> bool:
         return self._value(name, default, lambda x: type(x) is bool, "true or false")
@@ -91,17 +104,9 @@ def read_config(directory: Path, name: str = FILE) -> ConfigJson:
     """config.json of a checkpoint directory, or another such file. Raises UserError where it is missing, or no object
     of JSON."""
     file = directory / name
-    try:
-        if file.stat().st_size > SIZE_LIMIT:
-            raise UserError(f"{path_text(file)}: larger than {SIZE_LIMIT:,} bytes; expected a model's configuration")
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path_text(file)}: no such file; expected a Hugging Face checkpoint or a run") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path_text(file)}: not JSON that can be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path_text(file)}: expected an object of JSON")
-    return ConfigJson(path_text(file), values)
+    if not file.exists():
+        raise UserError(f"{path_text(file)}: no such file; expected a Hugging Face checkpoint or a run")
+    return ConfigJson(path_text(file), read_object(file, SIZE_LIMIT, "a model's configuration"))
 
 
 def rotary(config: ConfigJson, *, theta: float = 10_000.0, fraction: float = 1.0, kind: str | None = None) -> Rotary:

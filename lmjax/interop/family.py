@@ -160,7 +160,8 @@ def layer_types(config: ConfigJson, layers: int, otherwise: Callable[[int], bool
     given = config.values.get("layer_types")
     if given is None:
         return [otherwise(i) for i in range(layers)]
-    if not isinstance(given, list) or len(given) != layers or set(given) - {"sliding_attention", "full_attention"}:
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(given, list) or len(given) != layers or any(kind not in known for kind in given):
         raise UserError(
             f"{config.where}: layer_types is {str(given)[:80]}; expected {layers} times sliding_attention or "
             "full_attention"

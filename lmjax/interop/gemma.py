@@ -31,14 +31,14 @@ def _cap(c: ConfigJson, name: str, default: float | None) -> float | None:
 def _read(c: ConfigJson, **changes) -> ModelConfig:
     c.only("use_bidirectional_attention", False)
     fields = {
-        "layers": c.whole("num_hidden_layers", 26), "width": c.whole("hidden_size", 2304),
+        "layers": c.count("num_hidden_layers", 26), "width": c.whole("hidden_size", 2304),
         "heads": c.whole("num_attention_heads", 8), "kv_heads": c.whole("num_key_value_heads", 4),
         "head_dim": c.whole("head_dim", 256), "bias": c.flag("attention_bias", False),
         "norm": RMSNorm(epsilon=c.number("rms_norm_eps", 1e-6), offset=True),
         "feedforward": Gated(
             width=c.whole("intermediate_size", 9216), activation=c.activation("hidden_activation", "gelu_pytorch_tanh")
         ),
-        "score_scale": c.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        "score_scale": c.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         "tied": c.flag("tie_word_embeddings", True), "init_std": c.number("initializer_range", 0.02),
         "post_norms": True, "scaled_embedding": True,
     }  # fmt: skip
@@ -46,7 +46,7 @@ def _read(c: ConfigJson, **changes) -> ModelConfig:
 
 
 def _read_gemma2(c: ConfigJson) -> ModelConfig:
-    layers, window = c.whole("num_hidden_layers"), c.whole("sliding_window", 4096)
+    layers, window = c.count("num_hidden_layers"), c.whole("sliding_window", 4096)
     slides = layer_types(c, layers, lambda i: (i + 1) % 2 != 0)
     context = c.whole("max_position_embeddings", 8192)
     return _read(
@@ -64,10 +64,10 @@ def _read_gemma3(c: ConfigJson) -> ModelConfig:
         c = ConfigJson(text.where, {"tie_word_embeddings": tied} | text.values)
     if c.has("attn_logit_softcapping"):
         raise UserError(f"{c.where}: attn_logit_softcapping is set; Gemma 3 has none, and transformers ignores it")
-    layers = c.whole("num_hidden_layers", 26)
+    layers = c.count("num_hidden_layers", 26)
     context = c.whole("max_position_embeddings", 131_072)
     c = ConfigJson(c.where, {**c.values, "max_position_embeddings": context})
-    every = c.whole("sliding_window_pattern", 6)
+    every = c.count("sliding_window_pattern", 6)
     slides = layer_types(c, layers, lambda i: (i + 1) % every != 0)
     # the layers that see everything turn slower, and only they are stretched
     local = {"rope_theta": c.number("rope_local_base_freq", 10_000.0), "rope_scaling": None}
@@ -83,13 +83,14 @@ def _read_gemma3(c: ConfigJson) -> ModelConfig:
 
 def _write(cfg: ModelConfig) -> dict:
     turned = cfg.positions if isinstance(cfg.positions, Rotary) else Rotary()
-    scalar = cfg.head_width if cfg.score_scale is None else cfg.score_scale**-2
+    # a whole number, as transformers takes no other
+    scalar = cfg.head_width if cfg.score_scale is None else max(1, round(cfg.score_scale**-2))
     return {
         "num_hidden_layers": cfg.layers, "hidden_size": cfg.width, "num_attention_heads": cfg.heads,
         "num_key_value_heads": cfg.n_kv_heads, "head_dim": cfg.head_width, "max_position_embeddings": cfg.context,
         "vocab_size": cfg.vocab, "attention_bias": cfg.bias, "rms_norm_eps": cfg.norm.epsilon,
         "intermediate_size": cfg.hidden, "hidden_activation": THEIR_ACTIVATIONS[cfg.feedforward.activation],
-        "query_pre_attn_scalar": round(scalar), "tie_word_embeddings": cfg.tied, "initializer_range": cfg.init_std,
+        "query_pre_attn_scalar": scalar, "tie_word_embeddings": cfg.tied, "initializer_range": cfg.init_std,
         "attention_dropout": cfg.dropout, "sliding_window": only_window(cfg) or cfg.context,
         "layer_types": their_layer_types(cfg), "final_logit_softcapping": cfg.logit_cap, **rotary_json(turned),
     }  # fmt: skip

@@ -16,7 +16,7 @@ def _read_gpt2(c: ConfigJson) -> ModelConfig:
     width, heads = c.whole("n_embd"), c.whole("n_head")
     activation = c.activation("activation_function", "gelu_new")
     return ModelConfig(
-        layers=c.whole("n_layer"), width=width, heads=heads, context=c.whole("n_positions", c.whole("n_ctx", 1024)),
+        layers=c.count("n_layer"), width=width, heads=heads, context=c.whole("n_positions", c.whole("n_ctx", 1024)),
         vocab=c.whole("vocab_size"), positions=Learned(), norm=LayerNorm(epsilon=c.number("layer_norm_epsilon", 1e-5)),
         feedforward=Dense(width=c.whole("n_inner", 4 * width), activation=activation),
         score_scale=None if c.flag("scale_attn_weights", True) else 1.0,
@@ -78,7 +78,7 @@ GPT2 = Family(
 def _read_neox(c: ConfigJson) -> ModelConfig:
     bias = c.flag("attention_bias", True)
     return ModelConfig(
-        layers=c.whole("num_hidden_layers"), width=c.whole("hidden_size"), heads=c.whole("num_attention_heads"),
+        layers=c.count("num_hidden_layers"), width=c.whole("hidden_size"), heads=c.whole("num_attention_heads"),
         context=c.whole("max_position_embeddings", 2048), vocab=c.whole("vocab_size"), bias=bias,
         norm=LayerNorm(epsilon=c.number("layer_norm_eps", 1e-5)), positions=rotary(c, fraction=0.25),
         feedforward=Dense(width=c.whole("intermediate_size"), activation=c.activation("hidden_act", "gelu")),

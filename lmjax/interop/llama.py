@@ -29,7 +29,7 @@ def _read(
     context = c.whole("max_position_embeddings", context)
     bias = c.flag("attention_bias", False)
     fields = {
-        "layers": c.whole("num_hidden_layers"), "width": width, "heads": heads, "context": context,
+        "layers": c.count("num_hidden_layers"), "width": width, "heads": heads, "context": context,
         "kv_heads": c.whole("num_key_value_heads", heads), "head_dim": c.whole("head_dim", head_dim),
         "vocab": c.whole("vocab_size"), "bias": bias, "norm": RMSNorm(epsilon=c.number("rms_norm_eps", 1e-6)),
         "positions": rotary(ConfigJson(c.where, {**c.values, "max_position_embeddings": context}), theta=theta),
@@ -57,7 +57,7 @@ def _read_mistral(c: ConfigJson) -> ModelConfig:
 
 def _read_mixtral(c: ConfigJson) -> ModelConfig:
     experts = Experts(
-        count=c.whole("num_local_experts", c.whole("num_experts", 8)), chosen=c.whole("num_experts_per_tok", 2),
+        count=c.count("num_local_experts", c.count("num_experts", 8)), chosen=c.count("num_experts_per_tok", 2),
         width=c.whole("intermediate_size"), activation=c.activation("hidden_act", "silu"),
     )  # fmt: skip
     changes = {"norm": RMSNorm(epsilon=c.number("rms_norm_eps", 1e-5)), "feedforward": experts}
@@ -67,10 +67,9 @@ def _read_mixtral(c: ConfigJson) -> ModelConfig:
 def _read_qwen(c: ConfigJson, **changes) -> ModelConfig:
     """Windows slide only where `use_sliding_window` says so, from layer `max_window_layers` on."""
     spans = [Span()]
-    if c.flag("use_sliding_window", False) and c.has("sliding_window"):
-        first = c.values.get("max_window_layers", 28)
-        window = Span(window=c.whole("sliding_window"))
-        layers = c.whole("num_hidden_layers")
+    if c.flag("use_sliding_window", False):
+        (window,) = _window(c, 4096)
+        first, layers = c.count("max_window_layers", 28, least=0), c.count("num_hidden_layers")
         spans = [window if slides else Span() for slides in layer_types(c, layers, lambda i: i >= first)]
     return _read(c, context=32_768, pattern=pattern_of(spans), **changes)
 

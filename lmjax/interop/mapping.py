@@ -8,6 +8,7 @@ c_attn.
 import functools
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,26 +75,29 @@ def sizes(cfg: ModelConfig, vocab: int) -> Sizes:
     return Sizes(lengths)
 
 
-def expand(entry: Entry, cfg: ModelConfig) -> list[tuple[tuple[int, ...], str]]:
+def expand(entry: Entry, cfg: ModelConfig) -> Iterator[tuple[tuple[int, ...], str]]:
     """((layer and expert, as far as there are), the name of their tensor) for every tensor of an entry."""
     count = cfg.encoder_layers if entry.ours.startswith("encoder/") else cfg.layers
     layers = range(count) if "{layer}" in entry.theirs else [None]
     experts = range(cfg.feedforward.count) if "{expert}" in entry.theirs else [None]
-    return [
-        (tuple(i for i in (layer, expert) if i is not None), entry.theirs.format(layer=layer, expert=expert))
-        for layer in layers
-        for expert in experts
-    ]
+    for layer in layers:
+        for expert in experts:
+            place = tuple(i for i in (layer, expert) if i is not None)
+            yield place, entry.theirs.format(layer=layer, expert=expert)
 
 
 def check_names(found: dict, entries: list[Entry], cfg: ModelConfig, lengths: Sizes, where: str) -> None:
     """Raises UserError for a tensor that is missing, too many, or of another shape, and names it."""
-    expected = {name: lengths.shape(entry.pattern) for entry in entries for _, name in expand(entry, cfg)}
-    for name, shape in expected.items():
-        if name not in found:
-            raise UserError(f"{where}: {name} is missing")
-        if found[name].shape != shape:
-            raise UserError(f"{where}: {name} has the shape {found[name].shape}; config.json asks for {shape}")
+    expected = set()
+    # names are made one by one: a configuration may ask for more than there is room for
+    for entry in entries:
+        shape = lengths.shape(entry.pattern)
+        for _, name in expand(entry, cfg):
+            if name not in found:
+                raise UserError(f"{where}: {name} is missing")
+            if found[name].shape != shape:
+                raise UserError(f"{where}: {name} has the shape {found[name].shape}; config.json asks for {shape}")
+            expected.add(name)
     for name in found:
         if name not in expected:
             raise UserError(f"{where}: {name} belongs to no part of the model that config.json describes")

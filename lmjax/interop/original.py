@@ -12,14 +12,19 @@ from lmjax.interop.read import Checkpoint, open_checkpoint
 def original_activations(directory: Path, tokens_BT: np.ndarray) -> dict[str, np.ndarray]:
     """As `verify.activations`, of the sites that are a module's output there. No code of the checkpoint is run. Raises
     UserError where PyTorch and transformers are not installed."""
+    found = open_checkpoint(directory)
+    if not found.cfg.causal or found.cfg.encoder_layers or found.labels:
+        kind = (
+            "an encoder-decoder" if found.cfg.encoder_layers else "a model of labels" if found.labels else "an encoder"
+        )
+        raise UserError(
+            f"transformers:{path_text(directory)} is {kind}; expected a model of the next token, of one stack"
+        )
     try:
         import torch
         import transformers
     except ImportError:
         raise UserError("transformers:PATH needs PyTorch: python -m pip install torch==2.13.0 '.[parity]'") from None
-    found = open_checkpoint(directory)
-    if not found.cfg.causal:
-        raise UserError(f"transformers:{path_text(directory)} is an encoder; expected a model of the next token")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(directory), attn_implementation="eager", dtype=torch.float32, local_files_only=True, trust_remote_code=False
     ).train(False)

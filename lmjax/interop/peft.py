@@ -16,20 +16,29 @@ import numpy as np
 
 from lmjax import trained
 from lmjax.errors import UserError, path_text
+from lmjax.interop.config_json import ADAPTER_FILE as CONFIG
 from lmjax.interop.config_json import ConfigJson, read_config
 from lmjax.interop.families import family_for
 from lmjax.interop.mapping import Entry, Sizes, expand, parse, sizes
 from lmjax.interop.read import Checkpoint
-from lmjax.interop.tensor_files import TensorFile, write_tensors
+from lmjax.interop.tensor_files import ADAPTER as TENSORS
+from lmjax.interop.tensor_files import beside, write_tensors
 from lmjax.interop.write import SHARD_LIMIT, in_place_of_empty, require_empty
 from lmjax.models import lora
 from lmjax.models.feedforward import Experts
 from lmjax.models.lora import Sides
 from lmjax.trees import map_named, named_leaves
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+# ways to draw A and B after which the base is what it was
+BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal")
 ENDS = (".lora_A.weight", ".lora_B.weight")
+
+# what else an adapter may be, with what stands there where it is not
+NOTHING_ELSE = {
+    "bias": "none", "use_dora": False, "lora_bias": False, "modules_to_save": [], "layer_replication": [],
+    "alora_invocation_tokens": [],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,11 @@ def export_adapter(experiment, params: dict, directory: Path, base: str) -> None
     if which.trained:
         raise UserError(
             f"--adapter: PEFT's files hold A and B alone, and {min(which.trained)} is trained itself; without "
+            "--adapter all is merged"
+        )
+    if not experiment.model.causal or experiment.model.encoder_layers or experiment.model.outputs:
+        raise UserError(
+            "--adapter: PEFT's files are written of models of the next token that have one stack of layers; without "
             "--adapter all is merged"
         )
     family, said = family_for(experiment.model)
@@ -124,11 +138,13 @@ def _factors(leaves: dict, path: str, place: tuple[int, ...]) -> tuple[np.ndarra
 def base_of(directory: Path) -> str:
     """The directory of the model that PEFT's belongs to. Raises UserError where it names none that is here."""
     config = read_config(directory, CONFIG)
-    name = config.text("base_model_name_or_path")
-    for found in (Path(name), directory / name):
-        if found.is_dir():
+    name = config.text("base_model_name_or_path", "")
+    for found in (Path(name), directory / name) if name else ():
+        if found.is_dir() and found.resolve() != directory.resolve():
             return str(found)
-    raise UserError(f"{config.where}: base_model_name_or_path is {name!r}; expected the directory of its base model")
+    raise UserError(
+        f"{config.where}: base_model_name_or_path is {name!r}; expected another directory, of its base model"
+    )
 
 
 def merged(directory: Path, base: Checkpoint, params: dict) -> dict:
@@ -158,9 +174,15 @@ def _products(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     """(module, scale x B A) for each, (outputs, inputs)."""
     config = read_config(directory, CONFIG)
     config.only("peft_type", "LORA")
-    for field, value in {"bias": "none", "use_dora": False, "lora_bias": False, "modules_to_save": []}.items():
+    for field, value in NOTHING_ELSE.items():
         config.only(field, value)
-    found = TensorFile(directory / TENSORS).tensors
+    # the others take their product from the base before training, which has other weights then
+    if config.has("init_lora_weights") and config.values["init_lora_weights"] not in BEGINNINGS:
+        raise UserError(
+            f"{config.where}: init_lora_weights is {config.values['init_lora_weights']!r}; expected one of "
+            f"{', '.join(map(repr, BEGINNINGS))} (PEFT converts others: path_initial_model_for_weight_conversion)"
+        )
+    found = beside(directory / TENSORS, directory).tensors
     # of an adapted unembedding PEFT adds a copy of the base's own
     tensors = {name.removeprefix(PREFIX): x for name, x in found.items() if not name.endswith(".base_layer.weight")}
     for name in tensors:

@@ -18,17 +18,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax import hosts, sharding
 from lmjax.errors import UserError, path_text
-from lmjax.interop.config_json import ConfigJson, read_config
+from lmjax.interop.config_json import ADAPTER_FILE, ConfigJson, read_config
 from lmjax.interop.families import family_of
 from lmjax.interop.family import Family
 from lmjax.interop.labels import labels_of
 from lmjax.interop.mapping import Entry, Sizes, check_names, expand, sizes
-from lmjax.interop.tensor_files import Tensor, open_tensors
+from lmjax.interop.tensor_files import Tensor, has_tensors, open_tensors
 from lmjax.models.config import ModelConfig
 from lmjax.models.transformer import abstract_params, param_names
 from lmjax.trees import map_named
-
-LAYERS_LIMIT = 10_000
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,17 @@ class Checkpoint:
 
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Raises UserError, naming the field or the tensor, where something is missing, too many or does not fit."""
+    if (directory / ADAPTER_FILE).is_file() and has_tensors(directory):
+        raise UserError(
+            f"{path_text(directory)}: a model and an adapter ({ADAPTER_FILE}) lie together; expected the adapter in a "
+            "directory of its own, or none"
+        )
     config = read_config(directory)
     family = family_of(config)
     try:
         cfg = family.read(config)
     except ValueError as error:
         raise UserError(f"{config.where}: {error}") from None
-    if (layers := max(cfg.layers, cfg.encoder_layers)) > LAYERS_LIMIT:
-        raise UserError(f"{config.where}: {layers} layers; expected at most {LAYERS_LIMIT}")
     notes = ["auto_map is ignored: no code of a checkpoint is run"] if config.has("auto_map") else []
     tensors = _canonical(family, open_tensors(directory), directory)
     _drop_copies(family, tensors, directory)

@@ -26,9 +26,9 @@ def _feedforward(c: ConfigJson) -> Dense | Gated:
 
 def _read(c: ConfigJson) -> ModelConfig:
     tied = c.flag("tie_word_embeddings", True)
-    layers = c.whole("num_layers")
+    layers = c.count("num_layers")
     return ModelConfig(
-        layers=c.whole("num_decoder_layers", layers), encoder_layers=layers, width=c.whole("d_model"),
+        layers=c.count("num_decoder_layers", layers), encoder_layers=layers, width=c.whole("d_model"),
         heads=c.whole("num_heads"), head_dim=c.whole("d_kv"), vocab=c.whole("vocab_size"),
         context=c.whole("n_positions", 512), feedforward=_feedforward(c), bias=False, score_scale=1.0,
         positions=Relative(

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from lmjax.errors import UserError, path_text
+from lmjax.json_files import read_object
 
 DTYPES = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
@@ -27,6 +29,8 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADER_LIMIT = 100_000_000
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# of PEFT
+ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,7 @@ class TensorFile:
         """An object of JSON; a name that stands in it twice is an error, of which JSON keeps the last."""
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in found if names.count(name) > 1)
+            twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
             raise self._wrong(f"it has {twice!r} twice")
         return found
 
@@ -112,15 +115,26 @@ class TensorFile:
         return found
 
 
+def has_tensors(directory: Path) -> bool:
+    """Whether a model's tensors lie there, and not an adapter's alone."""
+    return (directory / INDEX).is_file() or bool(_any(directory))
+
+
+def _any(directory: Path) -> list[Path]:
+    return sorted(file for file in directory.glob("*.safetensors") if file.name != ADAPTER)
+
+
 def open_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint directory by name, from one file or from the shards that an index names. Raises
-    UserError for pickle files, an index that points elsewhere, and a tensor that is missing or there twice."""
-    if (directory / INDEX).is_file():
-        return _sharded(directory)
-    files = [directory / SINGLE] if (directory / SINGLE).is_file() else sorted(directory.glob("*.safetensors"))
+    """All tensors of a checkpoint directory by name, from one file or, where there is no model.safetensors, from the
+    shards that an index names (transformers' order). Raises UserError for pickle files, an index that points
+    elsewhere, and a tensor that is missing or there twice."""
+    files = [directory / SINGLE]
+    if not files[0].is_file():
+        if (directory / INDEX).is_file():
+            return _sharded(directory)
+        files = _any(directory)
     if len(files) == 1:
-        _check_place(files[0], directory)
-        return TensorFile(files[0]).tensors
+        return beside(files[0], directory).tensors
     if files:
         names = ", ".join(file.name for file in files)
         raise UserError(
@@ -136,18 +150,14 @@ def open_tensors(directory: Path) -> dict[str, Tensor]:
 
 def _sharded(directory: Path) -> dict[str, Tensor]:
     index = directory / INDEX
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not all(isinstance(file, str) for file in places.values()):
-            raise TypeError
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path_text(index)}: expected JSON with a weight_map of tensor names to file names") from None
+    places = read_object(index, HEADER_LIMIT, "an index of tensors").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise UserError(f"{path_text(index)}: expected a weight_map of tensor names to file names")
     found = {}
     for name in sorted(set(places.values())):
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
             raise UserError(f"{path_text(index)}: {name!r} is not the plain name of a safetensors file beside it")
-        _check_place(directory / name, directory)
-        for tensor in TensorFile(directory / name).tensors.values():
+        for tensor in beside(directory / name, directory).tensors.values():
             if tensor.name in found:
                 other = found[tensor.name].file.path.name
                 raise UserError(f"{path_text(directory)}: {tensor.name} is in {other} and in {name}")
@@ -158,11 +168,13 @@ def _sharded(directory: Path) -> dict[str, Tensor]:
     return found
 
 
-def _check_place(file: Path, directory: Path) -> None:
-    """A link may lead out of the directory only into the store of blobs beside it, as huggingface_hub lays them."""
+def beside(file: Path, directory: Path) -> TensorFile:
+    """A file of a directory. A link may lead out of that only into the store of blobs beside it, as huggingface_hub
+    lays them. Raises UserError as TensorFile, and for a link that does not."""
     here, target = directory.resolve(), file.resolve()
     if not (target.is_relative_to(here) or target.is_relative_to(here.parent.parent / "blobs")):
         raise UserError(f"{path_text(file)}: a link out of its directory, to {path_text(target)}")
+    return TensorFile(file)
 
 
 def write_tensors(

@@ -21,14 +21,18 @@ from lmjax.tokenizers.passages import MASKS
 SPACE = "\u2581"
 # our own field of tokenizer_config.json: EOS ends a document. Theirs can say that only by ending prompts too
 DOCUMENT_EOS = "document_eos"
+# BERT's and RoBERTa's; RoBERTa's other two are no different from what stands around a text
+USUAL = {
+    "pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>"), "cls_token": ("[CLS]",), "sep_token": ("[SEP]",),
+}  # fmt: skip
 
 
 def hugging_face_files(
     tokenizer: Tokenizer, *, whole: bool = False, pad: int | None = None, types: bool = False
 ) -> dict[str, bytes]:
     """The contents of the files by name. whole: every text that is read is a whole document, as an encoder's source is.
-    pad: the id that fills up a batch. types: whether the model is told which of two texts a token is in. Raises
-    UserError where tokenizer.json cannot say what the tokenizer does."""
+    pad: the id that fills up a batch; None: as the tokenizer has it. types: whether the model is told which of two
+    texts a token is in. Raises UserError where tokenizer.json cannot say what the tokenizer does."""
     match tokenizer:
         case HuggingFaceTokenizer():
             built = _parsed(tokenizer.files["tokenizer.json"].decode())
@@ -41,12 +45,13 @@ def hugging_face_files(
         case _:
             raise UserError(f"a tokenizer of the kind {tokenizer.kind} has no Hugging Face form")
     policy = tokenizer.policy
-    controls = {
+    controls = roles(tokenizer) | {
         "bos_token": policy.bos,
         "eos_token": policy.eos if policy.eos is not None else next(iter(policy.stops), None),
         "mask_token": policy.mask,
-        "pad_token": pad,
     }
+    if pad is not None:
+        controls["pad_token"] = pad
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "model_max_length": 10**9,
@@ -67,6 +72,26 @@ def hugging_face_files(
         "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
     }
     return {name: text.encode() for name, text in files.items()}
+
+
+def roles(tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of special tokens that the policy does not know, by their fields of tokenizer_config.json: as the files
+    name them that the tokenizer was read from; else those that are called as BERT's or RoBERTa's are, and what a
+    tokenizer.json puts around a text and between two."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        found = {"pad_token": tokenizer.processor.pad_id(), "unk_token": tokenizer.processor.unk_id()}
+        return {field: index for field, index in found.items() if index >= 0}
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return {}
+    found, special = {}, tokenizer.special_tokens()
+    for field, usual in USUAL.items():
+        named = tokenizer.names.get(field)
+        index = None if named is None else tokenizer.id_of(named)
+        found[field] = next((special[name] for name in usual if name in special), None) if index is None else index
+    if tokenizer.joins:
+        ends = zip(("cls_token", "sep_token"), tokenizer.around(), strict=True)
+        found |= {field: ids[0] for field, ids in ends if ids and found[field] is None}
+    return {field: index for field, index in found.items() if index is not None}
 
 
 def _parsed(serialised: str):

@@ -1,10 +1,10 @@
 """The tokenizer of a Hugging Face checkpoint directory, in and out."""
 
-import json
 from pathlib import Path
 
 from lmjax.errors import UserError, path_text
 from lmjax.interop.tokenizer_export import DOCUMENT_EOS
+from lmjax.json_files import object_if_there, read_text
 from lmjax.tokenizers import (
     HuggingFaceTokenizer,
     Policy,
@@ -13,26 +13,21 @@ from lmjax.tokenizers import (
     sentencepiece_tokenizer,
 )
 from lmjax.tokenizers.byte_level import byte_level_bpe
-from lmjax.tokenizers.chat import chat_of
+from lmjax.tokenizers.chat import chat_of, special_names
 
 SIZE_LIMIT = 200_000_000
 
 
-def of_directory(directory: Path) -> Tokenizer | None:
+def of_directory(directory: Path, *, model: Path | None = None) -> Tokenizer | None:
     """The tokenizer that gives the ids which transformers gives for this directory; None where it has no tokenizer
-    files. Its policy is the files': the control tokens around a text, and those that end a generated one. Raises
-    UserError for a damaged file."""
+    files. Its policy is the files': the control tokens around a text, and those that end a generated one.
+    model: where these are looked for next, of an adapter its base. Raises UserError for a damaged file."""
     settings = _json(directory / "tokenizer_config.json")
-    stops = _stops(directory)
+    stops = _stops(directory) or (() if model is None else _stops(model))
     if (directory / "tokenizer.json").is_file():
-        return _from_json(directory / "tokenizer.json", _text(directory / "tokenizer.json"), settings, stops)
+        file = directory / "tokenizer.json"
+        return _from_json(file, read_text(file, SIZE_LIMIT, "a tokenizer's file"), settings, stops)
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        kind = settings.get("tokenizer_class", "GPT2Tokenizer")
-        if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast"):
-            raise UserError(
-                f"{path_text(directory)}: vocab.json and merges.txt of a {kind}; these two say all of a GPT-2 "
-                "tokenizer only: expected a tokenizer.json"
-            )
         return _from_json(directory / "vocab.json", byte_level_bpe(directory), settings, stops)
     # Llama's before, T5's behind a text
     for name, default in (("tokenizer.model", "bos"), ("spiece.model", "eos")):
@@ -48,21 +43,20 @@ def of_directory(directory: Path) -> Tokenizer | None:
     return None
 
 
-def named_controls(directory: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
-    """The ids of bos and eos by the names in a Hugging Face directory's files, whether they stand around texts or not;
-    None for what has no name. Empty where it is none."""
+def named_controls(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The ids of bos and eos by the names in the files of a Hugging Face directory's tokenizer, whether they stand
+    around texts or not; None for what has no name. Empty for tokenizers of our own."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         ids = tokenizer.control_ids()
         return {name: ids[name] if ids[name] >= 0 else None for name in ("bos", "eos")}
-    if not isinstance(tokenizer, HuggingFaceTokenizer) or not directory.is_dir():
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
         return {}
-    settings = _json(directory / "tokenizer_config.json")
-    return {name: _named(tokenizer, settings, name) for name in ("bos", "eos")}
+    return {name: _named(tokenizer, name) for name in ("bos", "eos")}
 
 
 def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ...]) -> HuggingFaceTokenizer:
     try:
-        bare = HuggingFaceTokenizer(serialised, Policy())
+        bare = HuggingFaceTokenizer(serialised, Policy(), names=special_names(settings))
         before, after = bare.around()
     except BaseException as error:  # the library raises bare Exception, and panics of Rust are none
         if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -72,11 +66,11 @@ def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ..
         raise UserError(
             f"{path_text(file)}: puts {len(before)} and {len(after)} tokens around a text; expected one each"
         )
-    named = named_controls(file.parent, bare)
+    named = named_controls(bare)
     if not stops and named["eos"] is not None:
         stops = (named["eos"],)
     policy = {"bos": next(iter(before), None), "eos": next(iter(after), None)}
-    mask = _named(bare, settings, "mask")
+    mask = _named(bare, "mask")
     for name in policy:
         # what the settings say counts more than what tokenizer.json puts there, as in transformers 5
         asked = settings.get(f"add_{name}_token")
@@ -85,14 +79,13 @@ def _from_json(file: Path, serialised: str, settings: dict, stops: tuple[int, ..
     if settings.get(DOCUMENT_EOS) is True:
         policy["eos"] = named["eos"]
     policy["mask"] = bare.mask_id() if mask is None else mask
-    return HuggingFaceTokenizer(serialised, Policy(**policy, other_stops=stops), chat_of(file.parent))
+    return HuggingFaceTokenizer(serialised, Policy(**policy, other_stops=stops), chat_of(file.parent), bare.names)
 
 
-def _named(tokenizer: HuggingFaceTokenizer, settings: dict, name: str) -> int | None:
+def _named(tokenizer: HuggingFaceTokenizer, name: str) -> int | None:
     """The id of bos_token, eos_token or mask_token."""
-    token = settings.get(f"{name}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.id_of(token) if isinstance(token, str) else None
+    token = tokenizer.names.get(f"{name}_token")
+    return None if token is None else tokenizer.id_of(token)
 
 
 def _stops(directory: Path) -> tuple[int, ...]:
@@ -106,23 +99,4 @@ def _stops(directory: Path) -> tuple[int, ...]:
 
 
 def _json(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(_text(file))
-    except (ValueError, RecursionError):
-        raise UserError(f"{path_text(file)}: not JSON") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path_text(file)}: expected an object of JSON")
-    return values
-
-
-def _text(file: Path) -> str:
-    try:
-        if file.stat().st_size > SIZE_LIMIT:
-            raise UserError(f"{path_text(file)}: larger than {SIZE_LIMIT:,} bytes; expected a tokenizer's file")
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path_text(file)}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path_text(file)}: not UTF-8 at byte {error.start}") from None
+    return object_if_there(file, SIZE_LIMIT, "a tokenizer's file")

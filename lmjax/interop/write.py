@@ -16,7 +16,7 @@ from lmjax.interop.family import Family
 from lmjax.interop.labels import labels_json
 from lmjax.interop.mapping import Entry, expand, sizes
 from lmjax.interop.tensor_files import write_tensors
-from lmjax.interop.tokenizer_export import hugging_face_files
+from lmjax.interop.tokenizer_export import hugging_face_files, roles
 from lmjax.models.config import ModelConfig
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.chat import stops_of
@@ -35,7 +35,8 @@ def export(
     start: the id that the decoder of an encoder-decoder begins with; None: 0. labels: what the model's outputs are
     (`labels.written`); None: it has none.
 
-    Raises UserError where no family says the model, or the directory is not empty; nothing is left half-written.
+    Raises UserError where no family says the model, float16 has no room for a number, or the directory is not empty;
+    nothing is left half-written.
     """
     require_empty(directory)
     assert cfg.outputs == len(labels or ()), (cfg.outputs, labels)
@@ -57,7 +58,12 @@ def export(
             assert ours is not None or entry.ours.endswith("/bias"), entry.ours
             if ours is not None:
                 view = lengths.view(theirs, entry)
-                view[...] = ours[: view.shape[0]] if entry.pattern.startswith("V ") else ours
+                with np.errstate(over="ignore"):
+                    view[...] = ours[: view.shape[0]] if entry.pattern.startswith("V ") else ours
+        if dtype == "float16" and np.isinf(theirs).any():
+            raise UserError(
+                f"--dtype float16: {name} has numbers above 65,504, its largest; bfloat16 has room for them"
+            )
         return theirs
 
     tensors = []
@@ -108,18 +114,15 @@ def _texts(
         spoken = tokenizer.chat is not None and not tokenizer.policy.stops
         stops = list(stops_of(tokenizer) if spoken else tokenizer.policy.stops)
         ids = {"bos_token_id": tokenizer.policy.bos, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
-    pad = None
+    pad = _padding(tokenizer, cfg, labels, start)
     if cfg.encoder_layers:
         # transformers pads the decoder's inputs with what they begin with
-        pad, ids = start, ids | {"decoder_start_token_id": start, "pad_token_id": start}
+        ids = ids | {"decoder_start_token_id": start, "pad_token_id": start}
     if getattr(cfg.positions, "offset", 0) and cfg.positions.offset - 1 in ids.values():
         raise UserError(
             f"export: positions begin at {cfg.positions.offset}, so {family.model_type} takes the id before that for "
             "padding, and it is the tokenizer's BOS or EOS"
         )
-    if not cfg.encoder_layers and labels is not None and tokenizer is not None:
-        # of a causal model transformers labels the last token that is not the padding, and BOS never is the last
-        pad = tokenizer.policy.bos
     config = {
         "architectures": [family.architecture_of(cfg)], "model_type": family.model_type, "pad_token_id": pad,
         **family.write(cfg), "vocab_size": vocab, "torch_dtype": dtype, **ids, **labels_json(labels),
@@ -128,7 +131,21 @@ def _texts(
     texts = {name: (json.dumps(values, indent=2) + "\n").encode() for name, values in files.items()}
     if tokenizer is None:
         return texts
-    if labels is None:
-        return texts | hugging_face_files(tokenizer, whole=cfg.encoder_layers > 0)
-    # a text that has a label ends as documents do
-    return texts | hugging_face_files(tokenizer, whole=True, pad=config["pad_token_id"], types=cfg.token_types > 1)
+    # what an encoder reads, and a text that has a label, end as documents do
+    whole = labels is not None or cfg.encoder_layers > 0 or not cfg.causal
+    # RoBERTa's is where its positions begin, whatever the tokenizer's is
+    pad = pad if cfg.encoder_layers else config["pad_token_id"]
+    return texts | hugging_face_files(tokenizer, whole=whole, pad=pad, types=cfg.token_types > 1)
+
+
+def _padding(tokenizer: Tokenizer | None, cfg: ModelConfig, labels: tuple[str, ...] | None, start: int) -> int | None:
+    """The id that fills up texts of a batch, for models that must know it; None: it is no matter, or there is none."""
+    if tokenizer is None or (cfg.causal and not cfg.encoder_layers and labels is None):
+        return None
+    named, policy = roles(tokenizer), tokenizer.policy
+    if cfg.encoder_layers:
+        return named.get("pad_token", start)
+    # of a causal model transformers labels the last token that is not the padding: EOS may be it, BOS never
+    first, never = (policy.bos, policy.eos) if cfg.causal else (None, policy.bos)
+    wanted = [named.get("pad_token"), first, named.get("unk_token"), *tokenizer.special_tokens().values()]
+    return next((index for index in wanted if index is not None and index != never), None)

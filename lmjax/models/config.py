@@ -115,7 +115,7 @@ class ModelConfig:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.n_kv_heads}")
         if not self.pattern:
             raise ValueError("pattern is empty; expected at least one Span")
-        for rotary in self.rotaries:
+        for rotary in dict.fromkeys(self.rotaries):
             if (
                 isinstance(rotary, Rotary)
                 and not 0 < 2 * len(rotary.frequencies(self.head_width)[0]) <= self.head_width

@@ -31,6 +31,7 @@ def quantised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def pack(matrix_OI: jax.Array, weights: Weights) -> Packed:
     """The matrix in bfloat16 or int8, rounded to nearest."""
+    assert weights in ("bfloat16", "int8"), weights
     if weights == "bfloat16":
         return Packed(matrix_OI.astype(jnp.bfloat16), None)
     return Packed(*quantised(matrix_OI))

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lmjax.experiment import Experiment
-from lmjax.models.config import ModelConfig
+from lmjax.models.config import ModelConfig, Remat
 from lmjax.models.feedforward import Dense, Experts
 from lmjax.models.lora import is_table
 from lmjax.models.transformer import abstract_params
@@ -160,9 +160,17 @@ def work_per_token(cfg: ModelConfig, source_length: int | None = None) -> Work:
 
 def kept_activations(experiment: Experiment) -> float:
     """Bytes of activations on the devices that the backward pass of one microbatch needs, over all of them, by remat
-    policy (ModelConfig): of each block its input; what attention gave, with its softmax's sums in float32; what the
-    matrix products with weights gave, where something is computed from it (of the last one nothing is; the products
-    of experts are batched or ragged, and come again); and without remat what goes into each product."""
+    policy."""
+    cfg = experiment.model
+    decoder, encoder = layer_activations(experiment, cfg.remat)
+    return cfg.layers * decoder + cfg.encoder_layers * encoder
+
+
+def layer_activations(experiment: Experiment, remat: Remat) -> tuple[float, float]:
+    """(of one layer, of one of the encoder, 0 where there is none), as `kept_activations` counts them. Of each block a
+    policy (ModelConfig) keeps its input; what attention gave, with its softmax's sums in float32; what the matrix
+    products with weights gave, where something is computed from it (of the last one nothing is; the products of experts
+    are batched or ragged, and come again); and without remat what goes into each product."""
     cfg = experiment.model_of_rows
     size = 2 if cfg.dtype == "bfloat16" else 4
     gated, experts = not isinstance(cfg.feedforward, Dense), isinstance(cfg.feedforward, Experts)
@@ -174,22 +182,15 @@ def kept_activations(experiment: Experiment) -> float:
     numbers = {
         "nothing": cfg.width + attended + products + into, "products": cfg.width + attended + products,
         "attention": cfg.width + attended, "everything": cfg.width, "offload": 0,
-    }[cfg.remat]  # fmt: skip
-    places = cfg.layers * cfg.context
-    if cfg.encoder_layers:
-        places += cfg.encoder_layers * experiment.source_length
-        numbers_of_cross = _cross_activations(cfg, experiment.source_length / cfg.context, attended)
-        return experiment.microbatch_size * (places * numbers + cfg.layers * cfg.context * numbers_of_cross) * size
-    return experiment.microbatch_size * places * numbers * size
-
-
-def _cross_activations(cfg: ModelConfig, sources: float, attended: float) -> float:
-    """Numbers that attention to the source keeps for each place of a decoder's layer. sources: source tokens for each
-    of the target's."""
-    queries, keys = cfg.heads * cfg.head_width, 2 * cfg.n_kv_heads * cfg.head_width * sources
-    products = queries + keys + cfg.width
-    kept = {"nothing": attended + products + cfg.width, "products": attended + products, "attention": attended}
-    return kept.get(cfg.remat, 0)
+    }[remat]  # fmt: skip
+    rows = experiment.microbatch_size * size
+    if not cfg.encoder_layers:
+        return rows * cfg.context * numbers, 0
+    # attention to the source: queries of a target, keys and values of the source
+    queries, keys = cfg.heads * cfg.head_width, 2 * cfg.n_kv_heads * cfg.head_width
+    between = queries + cfg.width + keys * experiment.source_length / cfg.context
+    kept = {"nothing": attended + between + cfg.width, "products": attended + between, "attention": attended}
+    return rows * cfg.context * (numbers + kept.get(remat, 0)), rows * experiment.source_length * numbers
 
 
 def three_digits(number: float) -> str:

@@ -56,16 +56,18 @@ def roofline(experiment: Experiment, topology: Topology, mesh, size: Sizes, foun
 
 def counted_collectives(experiment: Experiment, mesh) -> dict[Collective, int]:
     """What must go between devices by the split alone, where no compiler says: weights gathered and gradients
-    scattered over fsdp (ZeRO-3), gradients summed over data, activations over tensor (Megatron-LM), keys and values
-    gathered over sequence, tokens of experts gathered and their sums scattered over expert, in every microbatch."""
+    scattered over fsdp (ZeRO-3), gradients summed over data, activations over tensor (Megatron-LM), keys and values,
+    also of a source, gathered over sequence, tokens of experts gathered and their sums scattered over expert, in every
+    microbatch."""
     cfg, sizes = experiment.model_of_rows, dict(mesh.shape)
     number = 2 if cfg.dtype == "bfloat16" else 4
     experts = expert_params(cfg)
     shared, own = (n * number / sizes["tensor"] for n in (params(cfg) - experts, experts / sizes["expert"]))
     again = cfg.remat not in ("nothing", "products")
     rows = experiment.microbatch_size / sizes["data"] / sizes["fsdp"] / sizes["expert"]
-    place = rows * cfg.context / sizes["sequence"] * number
-    keys = 2 * place * sizes["sequence"] * cfg.n_kv_heads * cfg.head_width / sizes["tensor"]
+    place, of_source = (rows * n / sizes["sequence"] * number for n in (cfg.context, experiment.source_length))
+    # in a gathering, of one place's numbers
+    keys = 2 * sizes["sequence"] * cfg.n_kv_heads * cfg.head_width / sizes["tensor"]
     sent = place * cfg.width * sizes["expert"]
     fsdp, graded = sizes["fsdp"] * sizes["sequence"], graded_share(experiment)
     wanted = [
@@ -73,17 +75,28 @@ def counted_collectives(experiment: Experiment, mesh) -> dict[Collective, int]:
         ("reduce-scatter", graded * (shared + own), ("fsdp", "sequence"), 1),
         ("all-reduce", graded * (shared + own) / fsdp, ("data",), 1),
         ("all-reduce", place * cfg.width, ("tensor",), cfg.layers * (4 + 2 * again)),
-        ("all-gather", keys, ("sequence",), cfg.layers * (1 + again)),
-        ("reduce-scatter", keys, ("sequence",), cfg.layers),
+        ("all-gather", place * keys, ("sequence",), cfg.layers * (1 + again)),
+        ("reduce-scatter", place * keys, ("sequence",), cfg.layers),
         ("all-reduce", graded * shared / fsdp, ("expert",), 1),
     ]
+    if cfg.encoder_layers:
+        stacks = cfg.encoder_layers + cfg.layers
+        wanted += [
+            # attention between the stacks: what it gives and the gradient of its queries; that of the source's vectors
+            ("all-reduce", place * cfg.width, ("tensor",), cfg.layers * (2 + again)),
+            ("all-reduce", of_source * cfg.width, ("tensor",), cfg.encoder_layers * (4 + 2 * again) + cfg.layers),
+            # the encoder's keys are its own, and of the source every layer of the decoder makes its own
+            ("all-gather", of_source * keys, ("sequence",), stacks * (1 + again)),
+            ("reduce-scatter", of_source * keys, ("sequence",), stacks),
+        ]
     if experts:
         wanted += [(kind, sent, ("expert",), cfg.layers * (2 + again)) for kind in ("all-gather", "reduce-scatter")]
     found: dict[Collective, int] = {}
     for kind, size, axes, times in wanted:
         group = math.prod(sizes[axis] for axis in axes)
         if group > 1:
-            found[Collective(kind, size, group, reach(sizes, axes))] = times * experiment.microbatches
+            one = Collective(kind, size, group, reach(sizes, axes))
+            found[one] = found.get(one, 0) + times * experiment.microbatches
     return found
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from lmjax.errors import UserError
 from lmjax.tokenizers.byte_level import byte_level_bpe
-from lmjax.tokenizers.chat import Chat, chat_of, with_template
+from lmjax.tokenizers.chat import Chat, chat_of, names_of, with_template
 from lmjax.tokenizers.kinds import (
     CHAT_FILE,
     POLICY_FILE,
@@ -26,7 +26,7 @@ from lmjax.tokenizers.kinds import (
 from lmjax.tokenizers.passages import trained_pieces
 
 # of what `Tokenizer.save` writes: caches of another are not looked at
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,9 @@ class HuggingFace(Chatting):
         mask = bare.mask_id()
         usual = {"bos": before, "eos": after, "mask": [] if mask is None else [mask]}
         ids = {name: self._control(bare, name, its_own) for name, its_own in usual.items()}
-        return HuggingFaceTokenizer(serialised, Policy(**ids), chat_of(path) if path.is_dir() else None)
+        directory = path if path.is_dir() else path.parent
+        chat = chat_of(directory) if path.is_dir() else None
+        return HuggingFaceTokenizer(serialised, Policy(**ids), chat, names_of(directory))
 
     def _control(self, tokenizer: HuggingFaceTokenizer, name: str, its_own: list[int]) -> int | None:
         token = getattr(self, name)
@@ -198,7 +200,8 @@ def _loaded(directory: Path) -> Tokenizer:
         case "SentencePiece":
             return SentencePieceTokenizer(_read(directory / "tokenizer.model"), policy)
         case "HuggingFace":
-            return HuggingFaceTokenizer(_read(directory / "tokenizer.json").decode(), policy)
+            serialised = _read(directory / "tokenizer.json").decode()
+            return HuggingFaceTokenizer(serialised, policy, names=stored.get("names", {}))
     raise UserError(f"{directory / POLICY_FILE}: unknown kind of tokenizer {stored['kind']!r}")
 
 

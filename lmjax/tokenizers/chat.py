@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lmjax.errors import UserError, path_text
+from lmjax.json_files import object_if_there, read_text
 
 if TYPE_CHECKING:
     from lmjax.tokenizers import Tokenizer
@@ -51,9 +52,9 @@ def chat_of(directory: Path) -> Chat | None:
     """The template of a Hugging Face directory, from chat_template.jinja or tokenizer_config.json; None where it has
     none. Of several, the one named default. Raises UserError where these are not what they should be."""
     file = directory / "tokenizer_config.json"
-    settings = _object(file)
+    settings = object_if_there(file, SIZE_LIMIT, "a tokenizer's settings")
     alone = directory / "chat_template.jinja"
-    template = _text(alone) if alone.is_file() else settings.get("chat_template")
+    template = read_text(alone, SIZE_LIMIT, "a chat template") if alone.is_file() else settings.get("chat_template")
     if isinstance(template, list):
         template = next(
             (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
@@ -62,12 +63,22 @@ def chat_of(directory: Path) -> Chat | None:
         return None
     if not isinstance(template, str):
         raise UserError(f"{path_text(file)}: chat_template is no text")
-    names = {}
+    return Chat(template, special_names(settings))
+
+
+def names_of(directory: Path) -> dict[str, str]:
+    """What a Hugging Face directory calls its special tokens. Raises UserError as `chat_of`."""
+    return special_names(object_if_there(directory / "tokenizer_config.json", SIZE_LIMIT, "a tokenizer's settings"))
+
+
+def special_names(settings: dict) -> dict[str, str]:
+    """The texts of special tokens by the fields of tokenizer_config.json, such as bos_token."""
+    found = {}
     for name, token in settings.items():
         token = token.get("content") if isinstance(token, dict) else token
         if name.endswith("_token") and isinstance(token, str):
-            names[name] = token
-    return Chat(template, names)
+            found[name] = token
+    return found
 
 
 def with_template(tokenizer: "Tokenizer", template: str | None) -> "Tokenizer":
@@ -84,7 +95,8 @@ def with_template(tokenizer: "Tokenizer", template: str | None) -> "Tokenizer":
         )
     spoken = copy.copy(tokenizer)
     known = {} if tokenizer.chat is None else tokenizer.chat.names
-    spoken.chat = Chat(PLAIN if template == "plain" else _text(Path(template)), known | names)
+    text = PLAIN if template == "plain" else read_text(Path(template), SIZE_LIMIT, "a chat template")
+    spoken.chat = Chat(text, known | names)
     return spoken
 
 
@@ -96,29 +108,6 @@ def dated(tokenizer: "Tokenizer") -> "Tokenizer":
     fixed = copy.copy(tokenizer)
     fixed.chat = replace(tokenizer.chat, date=datetime.date.today().isoformat())
     return fixed
-
-
-def _text(file: Path) -> str:
-    try:
-        if file.stat().st_size > SIZE_LIMIT:
-            raise UserError(f"{path_text(file)}: larger than {SIZE_LIMIT:,} bytes; expected a chat template")
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path_text(file)}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path_text(file)}: not UTF-8 at byte {error.start}") from None
-
-
-def _object(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path_text(file)}: not JSON: {' '.join(str(error).split())[:100]}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path_text(file)}: expected an object of JSON")
-    return found
 
 
 class Spoken(NamedTuple):

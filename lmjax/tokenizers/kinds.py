@@ -1,10 +1,11 @@
 """The kinds of tokenizers, each as it encodes, decodes and is stored."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -34,12 +35,14 @@ class Policy:
 
 class Tokenizer:
     """encode(text) -> ids and decode(ids) -> text, without control tokens; `files` is what `save` writes. chat: how
-    conversations are written; None: nobody says."""
+    conversations are written; None: nobody says. names: of special tokens, such as pad_token, as the files that it was
+    read from have them."""
 
     kind: ClassVar[str]
     vocab_size: int
     policy: Policy
     chat: Chat | None = None
+    names: Mapping[str, str] = MappingProxyType({})
 
     def special_tokens(self) -> dict[str, int]:
         """The tokens that are never text, by what chat templates call them, and their ids."""
@@ -79,7 +82,7 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (directory / name).write_bytes(content)
-        policy = {"kind": self.kind} | vars(self.policy)
+        policy = {"kind": self.kind} | vars(self.policy) | {"names": dict(self.names)}
         (directory / POLICY_FILE).write_text(json.dumps(policy, indent=2) + "\n")
         if self.chat is not None:
             (directory / CHAT_FILE).write_text(json.dumps(vars(self.chat), indent=2) + "\n", encoding="utf-8")
@@ -201,10 +204,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
     kind = "HuggingFace"
 
-    def __init__(self, serialised: str, policy: Policy, chat: Chat | None = None):
+    def __init__(
+        self, serialised: str, policy: Policy, chat: Chat | None = None, names: Mapping[str, str] = MappingProxyType({})
+    ):
         import tokenizers
 
-        self.chat = chat
+        self.chat, self.names = chat, names
         self._tokenizer = tokenizers.Tokenizer.from_str(serialised)
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()

@@ -9,10 +9,8 @@ import jax
 from lmjax import configs, inherited
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
-from lmjax.interop import peft
 from lmjax.interop.family import normal
-from lmjax.interop.tokenizer_files import of_directory
-from lmjax.loaded import BASE, HUB, base_params, identity, is_peft, params_at, resolve
+from lmjax.loaded import BASE, HUB, base_params, identity, params_at, resolve, tokenizer_of
 from lmjax.models.positions import Learned
 from lmjax.places import Place, is_url
 from lmjax.run_directory import RunDirectory
@@ -87,7 +85,7 @@ def starting(experiment: Experiment, begun: Experiment | None) -> Experiment:
 def _tokenizer(place: Place) -> Tokenizer | None:
     if (place / "experiment.json").is_file():
         return RunDirectory(place).tokenizer()
-    return _tokenizer(resolve(peft.base_of(place))) if is_peft(place) else of_directory(place)
+    return tokenizer_of(place)
 
 
 def _ids(tokenizer: Tokenizer) -> list:

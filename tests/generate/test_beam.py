@@ -72,6 +72,7 @@ def test_one_beam_is_greedy_and_rows_do_not_see_one_another():
     ("settings", "message"),
     [
         ({"beams": 0}, "beams is 0; expected a positive number"),
+        ({"beams": 10**9}, "beams is 1000000000; expected at most 1000"),
         ({"beams": 2, "temperature": 0.8, "top_k": 3}, "expected no temperature and top_k"),
         ({"beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'"),
         ({"beams": 2, "early_stopping": 1}, "early_stopping is 1; expected True"),

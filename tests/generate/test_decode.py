@@ -168,6 +168,8 @@ def test_fills_the_context_to_its_last_place():
         ([1] * 30, 3, "prompt of 30 tokens [+] 3 new tokens = 33, more than the model's context of 32"),
         ([], 3, "the prompt is empty"),
         ([5, 97], 3, "token id 97 is outside the model's vocabulary of 97"),
+        ([5, -3], 3, "token id -3 is outside the model's vocabulary of 97"),
+        ([5], -40, "max_new_tokens is -40; expected 0 or more"),
         ([5], -1, "max_new_tokens is -1"),
     ],
 )

@@ -24,7 +24,7 @@ def test_limits():
     p = softmax(np.asarray(LOGITS))[0]
     assert kept() == [True] * 6
     assert kept(top_k=2) == [True, True] + [False] * 4
-    assert kept(top_k=100) == [True] * 6
+    assert kept(top_k=100) == kept(top_k=10**12) == [True] * 6
     assert kept(top_k=1) == [True] + [False] * 5
     # the smallest set that reaches the probability
     assert kept(top_p=float(p[0]) - 1e-3) == [True] + [False] * 5
@@ -61,7 +61,15 @@ def test_zero_temperature_is_argmax_and_a_small_one_goes_there():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.1}],
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+    ],
 )
 def test_settings_out_of_range(bad):
     with pytest.raises(UserError, match=next(iter(bad))):

@@ -64,9 +64,18 @@ def change_config(directory: Path, changes: dict, *, without: tuple[str, ...] = 
 
 def gpt2_tokenizer_files(directory: Path) -> None:
     """vocab.json and merges.txt of a byte-level BPE with a few merges and GPT-2's control token."""
+    _tokenizer_files(directory, [], ["<|endoftext|>"])
+
+
+def roberta_tokenizer_files(directory: Path) -> None:
+    """The same with RoBERTa's control tokens."""
+    _tokenizer_files(directory, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], [])
+
+
+def _tokenizer_files(directory: Path, first: list[str], last: list[str]) -> None:
     from lmjax.tokenizers.byte_level import byte_letters
 
     merges = ["h e", "l l", "he ll", "hell o", "Ġ d", "Ġd o", "o g"]
-    pieces = [*byte_letters(), *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"]
+    pieces = [*first, *byte_letters(), *(merge.replace(" ", "") for merge in merges), *last]
     (directory / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
     (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")

@@ -10,8 +10,9 @@ import pytest
 
 import run as command_line
 from lmjax.interop.tensor_files import open_tensors, write_tensors
+from lmjax.interop.write import export
 from tests import tiny
-from tests.interop.directories import gpt2_tokenizer_files, write
+from tests.interop.directories import gpt2_tokenizer_files, params_of, write
 from tests.test_command_line import fails
 
 
@@ -108,6 +109,8 @@ MISTAKES = [
     (["verify", "--model", "transformers:out", "--against", "transformers:out"], "expected one that lmjax reads"),
     (["verify", "--model", "out", "--against", "other"], "the models differ in shape"),
     (["verify", "--model", "out", "--against", "run", "--text", "empty.txt"], "empty.txt: 1 token(s); expected at least 2"),
+    (["verify", "--model", "out", "--against", "run", "--text", "none.jsonl"], "--text none.jsonl: no text in it"),
+    (["verify", "--model", "out", "--against", "transformers:t5"], "transformers:t5 is an encoder-decoder; expected a model of"),
     (["verify", "--model", "out", "--against", "transformers:out"], "transformers:PATH needs PyTorch"),
     (["generate", "--model", "out", "--chat", "--prompt", "Hello"], "has no chat template; expected one in tokenizer_config.json"),
     (["generate", "--model", "pickled", "--prompt", "Hello"], "pickle"),
@@ -126,14 +129,18 @@ def test_mistakes(words, message, both, tmp_path, capsys, monkeypatch):
     (tmp_path / "full" / "mine.txt").write_text("keep")
     (tmp_path / "short.txt").write_text("some text")
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "none.jsonl").write_text("")
     if "other" in words or "--init_from=other" in words:
         write("gpt2", tmp_path / "other")
+    if "transformers:t5" in words:
+        export(tiny.t5(), params_of(tiny.t5()), None, tmp_path / "t5")
     if "pickled" in words:
         shutil.copytree(both / "out", tmp_path / "pickled")
         (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
     if "unfit" in words:
         write("llama", tmp_path / "unfit")
         gpt2_tokenizer_files(tmp_path / "unfit")
+        (tmp_path / "unfit" / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     assert message in fails(words, capsys, tmp_path)

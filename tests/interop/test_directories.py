@@ -16,7 +16,8 @@ import pytest
 
 import lmjax
 from lmjax import trees
-from lmjax.errors import UserError
+from lmjax.errors import Notice, UserError
+from lmjax.interop import mapping
 from lmjax.interop.families import family_for
 from lmjax.interop.family import normal
 from lmjax.interop.read import load_params, open_checkpoint
@@ -72,12 +73,39 @@ def test_what_only_trains_experts_is_no_other_model(tmp_path):
     assert normal(open_checkpoint(tmp_path / "hf").cfg) == normal(trained) == normal(ours)
 
 
-def test_a_model_that_no_family_says_is_refused_with_the_nearest():
-    cfg = tiny.gpt2(positions=Rotary(fraction=0.5), qk_norm=True)
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (tiny.gpt2(positions=Rotary(fraction=0.5), qk_norm=True), "qk_norm: True -> False"),
+        (tiny.gpt2(score_scale=2.0), "score_scale: 2.0 -> "),
+        (replace(CONFIGS["gemma2"], score_scale=0.3), "score_scale: 0.3 -> "),
+    ],
+)
+def test_a_model_that_no_family_says_is_refused_with_the_nearest(cfg, message):
     with pytest.raises(
-        UserError, match="no Hugging Face architecture says this model; .*, the nearest, .*qk_norm: True -> False"
+        UserError, match=f"no Hugging Face architecture says this model; .*, the nearest, differs in: .*{message}"
     ):
         family_for(cfg)
+
+
+def test_a_missing_tensor_is_told_before_all_names_are_made(monkeypatch):
+    """A file of 300 bytes may ask for a million of them."""
+    made, expand = [], mapping.expand
+    monkeypatch.setattr(mapping, "expand", lambda *entry: (made.append(name) or name for name in expand(*entry)))
+    cfg = tiny.mixtral(layers=1000)
+    cfg = replace(cfg, feedforward=replace(cfg.feedforward, count=1000))
+    with pytest.raises(UserError, match="here: embed_tokens.weight is missing"):
+        mapping.check_names({}, family_for(CONFIGS["mixtral"])[0].all_entries(cfg), cfg, mapping.sizes(cfg, 97), "here")
+    assert len(made) == 1
+
+
+def test_windows_of_qwen_have_a_size_where_nothing_is_said(tmp_path):
+    write("qwen2", tmp_path / "out")
+    change_config(tmp_path / "out", {"use_sliding_window": True}, without=("sliding_window",))
+    windows = [span.window for span in open_checkpoint(tmp_path / "out").cfg.pattern]
+    assert windows == [None, 4096, 4096]
+    change_config(tmp_path / "out", {"sliding_window": None})
+    assert [span.window for span in open_checkpoint(tmp_path / "out").cfg.pattern] == [None]
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
@@ -274,7 +302,7 @@ BAD = {
     "a missing width": ({}, ("hidden_size",), "hidden_size is None; expected a positive whole number"),
     "a width of text": ({"hidden_size": "32"}, (), "hidden_size is '32'; expected a positive whole number"),
     "a trillion layers": ({"num_hidden_layers": 10**12}, (), "num_hidden_layers is 1000000000000; expected"),
-    "a million layers": ({"num_hidden_layers": 10**6}, (), "1000000 layers; expected at most 10000"),
+    "a million layers": ({"num_hidden_layers": 10**6}, (), "num_hidden_layers is 1000000; expected a whole number from 1 to 1000"),
     "true layers": ({"num_hidden_layers": True}, (), "num_hidden_layers is True"),
     "no number": ({"rms_norm_eps": float("nan")}, (), "rms_norm_eps is nan; expected a number of at least 0"),
     "heads that do not divide": ({"num_key_value_heads": 3}, (), "heads 4 is not a multiple of kv_heads 3"),
@@ -287,6 +315,18 @@ BAD = {
     "more layers than tensors": ({"num_hidden_layers": 4}, (), "layers.3.self_attn.q_proj.weight is missing|is missing"),
     "fewer layers than tensors": ({"num_hidden_layers": 2}, (), "layers.2.* belongs to no part"),
     "another vocabulary": ({"vocab_size": 96}, (), r"embed_tokens.weight has the shape \(97, 32\)"),
+}  # fmt: skip
+
+
+GEMMA = {"model_type": "gemma2", "query_pre_attn_scalar": 0}
+QWEN = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4}
+BAD |= {
+    "a scale of nothing": (GEMMA, (), "query_pre_attn_scalar is 0; expected a number above 0"),
+    "gemma's hundred million layers": (GEMMA | {"num_hidden_layers": 10**8 - 1}, (), "from 1 to 1000"),
+    "a million experts": ({"model_type": "mixtral", "num_local_experts": 10**6}, (), "num_local_experts is 1000000; expected"),
+    "windows from a text on": (QWEN | {"max_window_layers": "2"}, (), "max_window_layers is '2'; expected a whole number"),
+    "layers of lists": (QWEN | {"layer_types": [[1], [1], [1]]}, (), "expected 3 times sliding_attention or full_attention"),
+    "windows from nowhere on": (QWEN | {"max_window_layers": None}, (), "q_proj.bias is missing"),
 }  # fmt: skip
 
 
@@ -308,11 +348,13 @@ def test_a_configuration_that_is_no_object(content, tmp_path):
         open_checkpoint(tmp_path / "out")
 
 
-def test_code_of_a_checkpoint_is_not_run_and_that_is_said(tmp_path):
+def test_code_of_a_checkpoint_is_not_run_and_that_is_said(tmp_path, capsys):
     write("llama", tmp_path / "out")
     (tmp_path / "out" / "evil.py").write_text("raise SystemExit('it ran')")
     change_config(tmp_path / "out", {"auto_map": {"AutoModelForCausalLM": "evil.Model"}})
-    assert open_checkpoint(tmp_path / "out").notes == ["auto_map is ignored: no code of a checkpoint is run"]
+    with pytest.warns(Notice, match="out: auto_map is ignored: no code of a checkpoint is run"):
+        lmjax.load(tmp_path / "out")
+    assert capsys.readouterr().out == ""
 
 
 def test_an_export_leaves_nothing_half_written(tmp_path):
@@ -329,6 +371,14 @@ def test_half_precision_is_rounded_to_nearest_even(dtype, tmp_path):
     loaded = load_params(open_checkpoint(tmp_path / "out"), stacked=True)
     rounded = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), params)
     assert_same(loaded, rounded)
+
+
+def test_numbers_beyond_float16(tmp_path):
+    params = params_of(LLAMA)
+    params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(-1e5)
+    with pytest.raises(UserError, match="--dtype float16: norm.weight has numbers above 65,504"):
+        export(LLAMA, params, None, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
 
 
 def test_loading_takes_little_more_memory_than_the_parameters(tmp_path):
@@ -398,6 +448,13 @@ def test_bad_input_to_a_model(text, message, tmp_path):
     write("llama", tmp_path / "out")
     with pytest.raises(UserError, match=message):
         lmjax.load(tmp_path / "out")(text)
+
+
+@pytest.mark.parametrize("changes", [{"weights": "float16"}, {"dtype": "float16"}, {"dtype": "flaot32"}])
+def test_numbers_that_there_are_not(changes, tmp_path):
+    ((name, value),) = changes.items()
+    with pytest.raises(UserError, match=f"{name} is '{value}'; expected one of float32, bfloat16"):
+        lmjax.load(tmp_path, **changes)
 
 
 def test_a_bare_name_is_never_looked_for_elsewhere():

@@ -131,6 +131,8 @@ def test_the_zoo_has_what_their_files_say(cfg, said):
     """bert-base-uncased's and roberta-base's config.json."""
     sizes = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
     config = ConfigJson("config.json", sizes | said | {"hidden_act": "gelu", "initializer_range": 0.02})
+    unsaid = replace(config, values={k: v for k, v in config.values.items() if k != "type_vocab_size"})
+    assert family_of(config).read(unsaid).token_types == 2
     # RoBERTa's files have no pooler
     assert normal(replace(family_of(config).read(config), pooler=cfg.pooler)) == normal(cfg)
 

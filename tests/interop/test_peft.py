@@ -1,7 +1,9 @@
 """An adapter out as PEFT's directory and in again on its base; what these files cannot say. Beside PEFT itself:
 tests/parity."""
 
+import contextlib
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -17,9 +19,14 @@ from lmjax.interop.write import export
 from lmjax.loaded import load_model
 from lmjax.models import lora
 from lmjax.models.lora import LoRA
+from lmjax.models.positions import Learned
 from lmjax.models.transformer import init_params
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.trees import named_leaves, nested
 from tests import tiny
+from tests.interop.directories import gpt2_tokenizer_files
 
 IDS = np.arange(30).reshape(2, 15)
 # a model with one matrix for queries, keys and values, in two orders, and one in which gate and up are the same
@@ -36,7 +43,8 @@ def adapted(cfg, weights, directory, **changes):
     """(experiment on an exported base, the base's parameters, A and B that are not 0)."""
     params = init_params(cfg, jax.random.key(1))
     export(cfg, params, None, directory / "base")
-    exp = tiny.experiment("unused", model=cfg, init_from=str(directory / "base"))
+    task = Seq2Seq() if cfg.encoder_layers else CausalLM() if cfg.causal else MaskedLM()
+    exp = tiny.experiment("unused", model=cfg, task=task, init_from=str(directory / "base"))
     exp = replace(exp, adapter=LoRA(rank=3, alpha=6.0, weights=weights, **changes))
     draw = lambda path, x: jax.random.normal(jax.random.key(len(path)), x.shape) / 4
     ours = {path: draw(path, x) for path, x in named_leaves(trained.split(exp, params)[0])}
@@ -84,6 +92,8 @@ def test_the_files_are_as_peft_has_them(tmp_path):
     [
         (tiny.gpt2(), ("embedding",), (), "PEFT cannot say the adapter of embedding and its transpose, the unembedding,"),
         (tiny.mixtral(), ("blocks/feedforward/up",), (), "PEFT cannot say the adapter of blocks/feedforward/up, experts"),
+        (tiny.t5(), ("blocks/attention/q/kernel",), (), "are written of models of the next token that have one stack"),
+        (tiny.bert(positions=Learned()), ("blocks/attention/q/kernel",), (), "are written of models of the next token"),
         (tiny.gpt2(), ("blocks/attention/q/kernel",), ("final_norm/*",), "hold A and B alone, and final_norm/bias is trained itself"),
     ],
 )  # fmt: skip
@@ -98,8 +108,12 @@ def test_what_cannot_be_said_is_one_line(cfg, weights, train, message, tmp_path)
 @pytest.mark.parametrize(
     ("config", "tensors", "message"),
     [
-        ({"base_model_name_or_path": "nowhere"}, None, "base_model_name_or_path is 'nowhere'; expected the directory"),
+        ({"base_model_name_or_path": "nowhere"}, None, "base_model_name_or_path is 'nowhere'; expected another directory"),
+        ({"base_model_name_or_path": ""}, None, "base_model_name_or_path is ''; expected another directory"),
+        ({"base_model_name_or_path": "."}, None, "base_model_name_or_path is '.'; expected another directory"),
+        ({"base_model_name_or_path": "../base/.."}, None, "base .* is no Hugging Face directory with a model's tensors"),
         ({"peft_type": "IA3"}, None, "peft_type is 'IA3'; expected 'LORA'"),
+        ({"init_lora_weights": "pissa_niter_4"}, None, "init_lora_weights is 'pissa_niter_4'; expected one of True, False,"),
         ({"use_dora": True}, None, "use_dora is True"),
         ({"alpha_pattern": {"h\\.[01].*": 3}}, None, "expected plain names of modules"),
         ({}, {"base_model.model.transformer.h.9.mlp.c_fc.lora_A.weight": (3, 32)}, "has no A and B that fit together"),
@@ -117,6 +131,34 @@ def test_a_directory_that_is_not_right_is_one_line(config, tensors, message, tmp
         save_file(
             found | {k: np.ones(shape, np.float32) for k, shape in tensors.items()}, tmp_path / "adapter" / TENSORS
         )
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught, contextlib.chdir(tmp_path / "adapter"):
         load_model(tmp_path / "adapter")
     assert "\n" not in str(caught.value)
+
+
+def test_what_lies_beside_an_adapter(tmp_path):
+    """Trainers put the base's config.json and the tokenizer there; tensors of a model are another thing."""
+    exp, _, ours = adapted(tiny.llama(vocab=300), CASES["squared"][1], tmp_path)
+    out = tmp_path / "adapter"
+    export_adapter(exp, ours, out, exp.init_from)
+    (tmp_path / "base/generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "chat_template": "{{ messages[0].content }}"}
+    for directory in (tmp_path / "base", out):
+        gpt2_tokenizer_files(directory)
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+        settings["chat_template"] = "<{{ messages[0].content }}>"
+    bare = load_model(out)
+    shutil.copy(tmp_path / "base/config.json", out)
+    found = load_model(out)
+    assert bare.tokenizer.chat.template == found.tokenizer.chat.template == settings["chat_template"]
+    assert bare.tokenizer.policy.stops == (7,) and found.experiment.tokenizer.path == str(out)
+    for (path, x), (_, y) in zip(named_leaves(bare.params), named_leaves(found.params), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=path)
+    with pytest.raises(UserError, match=r"--step 5: .* is not a run and has no steps"):
+        load_model(out, 5)
+    (out / CONFIG).rename(tmp_path / CONFIG)
+    with pytest.raises(UserError, match=r"no model.safetensors and no"):
+        load_model(out)
+    (tmp_path / CONFIG).rename(tmp_path / "base" / CONFIG)
+    with pytest.raises(UserError, match=r"a model and an adapter \(adapter_config.json\) lie together"):
+        load_model(tmp_path / "base")

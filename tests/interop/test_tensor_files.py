@@ -147,11 +147,23 @@ def test_links_as_the_hub_lays_them(tmp_path):
     assert set(open_tensors(snapshot)) == set(ARRAYS)
 
 
-@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"x": 4}}', "{}"])
-def test_a_broken_index(tmp_path, index):
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "index.json: not JSON"),
+        ("[]", "index.json: expected an object of JSON"),
+        ('{"weight_map": 3}', "expected a weight_map"),
+        ('{"weight_map": {"x": 4}}', "expected a weight_map"),
+        ("{}", "expected a weight_map"),
+    ],
+)
+def test_a_broken_index(tmp_path, index, message):
     (tmp_path / INDEX).write_text(index)
-    with pytest.raises(UserError, match="expected JSON with a weight_map"):
+    with pytest.raises(UserError, match=message):
         open_tensors(tmp_path)
+    # shards that were left behind are not looked at where all is in one file
+    written(tmp_path, ARRAYS)
+    assert set(open_tensors(tmp_path)) == set(ARRAYS)
 
 
 def test_an_index_and_shards_that_disagree(tmp_path):

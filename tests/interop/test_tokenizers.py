@@ -14,10 +14,11 @@ from lmjax.interop.tokenizer_export import hugging_face_files
 from lmjax.interop.tokenizer_files import of_directory
 from lmjax.interop.write import export
 from lmjax.loaded import load_model
-from lmjax.tokenizers import Bytes, Characters, HuggingFace, SentencePiece
+from lmjax.models.positions import Learned
+from lmjax.tokenizers import Bytes, Characters, HuggingFace, SentencePiece, load
 from lmjax.tokenizers.sides import prompt_ids
 from tests import tiny
-from tests.interop.directories import LLAMA, gpt2_tokenizer_files, params_of
+from tests.interop.directories import LLAMA, gpt2_tokenizer_files, params_of, roberta_tokenizer_files
 
 HARD = ["", "a", "  two  spaces ", "\ttab\r\nlone\rreturn\n\n", "é 漢字 😀", "def f(x):\n        return x"]
 SPELT = "<s> </s><unk><0x41><|endoftext|>"
@@ -100,9 +101,30 @@ def test_the_three_forms_in_which_byte_level_bpe_is_shipped(tmp_path):
     assert of_directory(tmp_path).policy.stops == (3, 263)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2**40]}))
     assert of_directory(tmp_path).policy.stops == (263,)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
-    with pytest.raises(UserError, match=r"merges.txt of a RobertaTokenizer; .* expected a tokenizer.json"):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BartTokenizer"}))
+    with pytest.raises(UserError, match=r"merges.txt of BartTokenizer; .* expected a tokenizer.json"):
         of_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"tokenizer_class": "RobertaTokenizerFast", "mask_token": {"content": "<mask>"}}]
+)
+def test_an_old_directory_of_roberta_has_its_own_controls(settings, tmp_path):
+    """Who it is may stand in config.json alone."""
+    gpt2_tokenizer_files(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    with pytest.raises(UserError, match="vocab.json: no '</s>', which stands around a text"):
+        of_directory(tmp_path)
+    roberta_tokenizer_files(tmp_path)
+    for found in (of_directory(tmp_path), HuggingFace(path=str(tmp_path), bos="<s>", eos="</s>").build(list)):
+        assert (found.policy.bos, found.policy.eos, found.policy.mask) == (0, 2, 4)
+        assert found.controls() == {0, 1, 2, 3, 4} and found.joins
+        assert found.encode_document("hello dog").tolist() == [0, *found.encode("hello dog"), 2]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    if not settings:
+        with pytest.raises(UserError, match="merges.txt of a model of the kind 'qwen2'; .* expected a tokenizer.json"):
+            of_directory(tmp_path)
 
 
 def test_a_sentencepiece_model_alone(tmp_path):
@@ -151,6 +173,7 @@ def test_bad_files_are_one_line(name, tmp_path):
 def test_more_ids_than_the_vocabulary(tmp_path):
     export(LLAMA, params_of(LLAMA), None, tmp_path / "out")
     gpt2_tokenizer_files(tmp_path / "out")
+    (tmp_path / "out" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     with pytest.raises(UserError, match="the tokenizer has 264 ids, more than config.json's vocab_size of 97"):
         load_model(tmp_path / "out")
 
@@ -165,3 +188,66 @@ def test_an_exported_model_knows_where_its_answers_end(tmp_path):
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 257
     again = of_directory(tmp_path / "out")
     assert again.chat.template == tokenizer.chat.template and again.policy.stops == (257,)
+
+
+def bert_tokenizer_files(directory, **settings) -> None:
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab = {name: i for i, name in enumerate([*names, *"abc", "?"])}
+    built = hf.Tokenizer(hf.models.WordPiece(vocab, unk_token="[UNK]"))
+    built.add_special_tokens(names)
+    built.post_processor = hf.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    built.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+ROLES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+
+@pytest.mark.parametrize("labels", [None, ("a", "b")])
+@pytest.mark.parametrize(("settings", "changes"), [({}, {}), ({"pad_token": {"content": "?"}}, {"pad_token": "?"})])
+def test_what_an_encoder_reads_keeps_its_special_tokens(settings, changes, labels, tmp_path):
+    """Of a run that goes on with BERT's tokenizer, for masked tokens and for labels."""
+    (tmp_path / "bert").mkdir()
+    bert_tokenizer_files(tmp_path / "bert", **settings)
+    HuggingFace(path=str(tmp_path / "bert"), bos="[CLS]", eos="[SEP]").build(list).save(tmp_path / "run")
+    cfg = tiny.bert(positions=Learned(), vocab=9)
+    cfg = cfg if labels is None else replace(cfg, masked_head=None, outputs=2)
+    export(cfg, params_of(cfg), load(tmp_path / "run"), tmp_path / "out", labels=labels)
+    found, config = (json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in ("tokenizer_config", "config"))
+    assert {name: found.get(name) for name in ROLES} == ROLES | changes
+    assert config["pad_token_id"] == (8 if changes else 0)
+    assert hf.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json")).encode("a").ids == [2, 5, 3]
+
+
+ENCODER, DECODER = tiny.bert(positions=Learned(), vocab=600), replace(LLAMA, vocab=600)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "labels", "kind", "pad"),
+    [
+        (ENCODER, False, "bpe with a mask", "<unk>"),
+        (ENCODER, True, "bpe with a mask", "<unk>"),
+        (ENCODER, True, "bytes with a mask", "</s>"),
+        (replace(ENCODER, positions=Learned(offset=1)), False, "bpe with a mask", "<unk>"),
+        (DECODER, False, "bpe", "absent"),
+        (DECODER, True, "bpe", "<s>"),
+        (DECODER, True, "bytes", "<s>"),
+        (DECODER, True, "bytes with a mask", "<s>"),
+        (DECODER, True, "characters", "absent"),
+    ],
+)
+def test_what_fills_up_a_batch_and_where_a_text_ends(cfg, labels, kind, pad, texts, tmp_path):
+    """A causal model for labels needs something that never is a text's last token; an encoder reads whole documents."""
+    tokenizer = KINDS[kind](texts)
+    cfg = replace(cfg, vocab=tokenizer.vocab_size)
+    cfg = replace(cfg, masked_head=None, outputs=2) if labels else cfg
+    export(cfg, params_of(cfg), tokenizer, tmp_path / "out", labels=("a", "b") if labels else None)
+    settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert settings.get("pad_token", "absent") == pad
+    theirs = hf.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
+    whole = labels or not cfg.causal
+    expected = tokenizer.encode_document("a film") if whole else prompt_ids("a film", tokenizer)
+    assert theirs.encode("a film").ids == expected.tolist()
+    if labels:
+        index = json.loads((tmp_path / "out/config.json").read_text())["pad_token_id"]
+        assert index == (None if pad == "absent" else theirs.token_to_id(pad))

@@ -162,7 +162,7 @@ def test_the_task_has_the_loss_of_their_labels(pair):
     theirs = MODELS[found.family.model_type][1].from_pretrained(directory, attn_implementation="eager").eval()
     chosen, rng = np.zeros(ids.shape, bool), np.random.default_rng(1)
     for row, length in enumerate(LENGTHS):
-        chosen[row, rng.permutation(length)[: task.count(length)]] = True
+        chosen[row, rng.permutation(length)[: task.predicted(length)]] = True
     read = np.where(chosen, rng.integers(4, 97, ids.shape), ids).astype(np.int32)
     inputs = {"input_ids": read, "attention_mask": here, "labels": np.where(chosen, ids, -100)}
     with torch.no_grad():

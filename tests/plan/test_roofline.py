@@ -4,14 +4,20 @@ from dataclasses import replace
 
 import pytest
 
+from lmjax.experiment import DataConfig
 from lmjax.models.config import ModelConfig
 from lmjax.models.feedforward import Experts, Gated
+from lmjax.models.lora import LoRA
+from lmjax.models.transformer import abstract_params
 from lmjax.plan.collectives import Collective, collectives
 from lmjax.plan.compiled import planned_mesh, sizes_of
 from lmjax.plan.counts import expert_params, params, work_per_token
 from lmjax.plan.devices import topology_of
+from lmjax.plan.memory import temporaries
 from lmjax.plan.roofline import counted_collectives, link_rate, memory_traffic, mfu, reach, roofline
 from lmjax.sharding import Mesh
+from lmjax.tasks.seq2seq import Seq2Seq
+from lmjax.trees import named_leaves
 from tests import tiny
 
 # L 2, D 64, N 4, K 2, H 16, T 32, V 256; bfloat16
@@ -19,9 +25,9 @@ CFG = tiny.llama(width=64, heads=4, kv_heads=2, vocab=256, dtype="bfloat16", fee
 MOE = replace(CFG, feedforward=Experts(count=8, chosen=2, width=128), qk_norm=False)
 
 
-def case(topology: str, cfg: ModelConfig = CFG, rows: int = 32, **mesh):
+def case(topology: str, cfg: ModelConfig = CFG, changes: dict | None = None, **mesh):
     experiment = tiny.experiment(
-        "unused", model=cfg, batch_size=rows, microbatches=2, mesh=Mesh(**({"data": 1} | mesh))
+        "unused", model=cfg, batch_size=32, microbatches=2, mesh=Mesh(**({"data": 1} | mesh)), **changes or {}
     )
     topology = topology_of(topology)
     return experiment, topology, planned_mesh(experiment, topology)[0]
@@ -76,6 +82,54 @@ def test_experts_and_sequence_have_their_own():
     experiment, _, mesh = case("h100:8", sequence=8)
     keys = 2 * 16 * 32 * 2 * 16 * 2
     assert counted_collectives(experiment, mesh)[Collective("reduce-scatter", keys, 8, 8)] == 2 * 2
+
+
+def test_two_stacks_and_what_lies_between_them():
+    """3 layers of a decoder on rows of 32, 2 of an encoder on sources of 16, in float32; 4 heads of 12."""
+    t5 = tiny.t5(vocab=256)
+    changes = {"task": Seq2Seq(), "data": DataConfig(length=32, source_length=16)}
+    experiment, _, mesh = case("h100:8", t5, changes, fsdp=4, tensor=2)
+    found = counted_collectives(experiment, mesh)
+    weights, place = params(t5) * 4 / 2, 16 / 4 * 32 * 4
+    assert found == {
+        Collective("all-gather", weights, 4, 7): 2 * 2,
+        Collective("reduce-scatter", weights, 4, 7): 2,
+        # three parts of a layer, forward and backward
+        Collective("all-reduce", 32 * place, 2, 2): 2 * 3 * 6,
+        # two parts, and the gradient of the source in each layer of the decoder
+        Collective("all-reduce", 16 * place, 2, 2): 2 * (2 * 4 + 3),
+    }
+    experiment, _, mesh = case("h100:8", t5, changes, sequence=8)
+    found = counted_collectives(experiment, mesh)
+    keys = 2 * 16 * 4 * 12 * 4
+    assert found[Collective("reduce-scatter", 32 * keys, 8, 8)] == 2 * 3
+    assert found[Collective("all-gather", 16 * keys, 8, 8)] == 2 * (2 + 3)
+    # sources as long as the targets
+    found = counted_collectives(replace(experiment, data=DataConfig(length=32)), mesh)
+    assert found[Collective("all-gather", 32 * keys, 8, 8)] == 2 * (3 + 2 + 3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_layer_at_work_is_of_one_stack(dtype):
+    def of(source: int = 16, adapter=None, **changes):
+        own = {"task": Seq2Seq(), "data": DataConfig(length=32, source_length=source), "adapter": adapter}
+        own |= {"init_from": "base"}
+        experiment, _, mesh = case("h100:8", tiny.t5(vocab=256, dtype=dtype, **changes), own, fsdp=4, tensor=2)
+        return temporaries(experiment, mesh, 0), sum(
+            4 * x.size for path, x in named_leaves(abstract_params(experiment.model)) if "blocks/" in path
+        )
+
+    few, blocks = of()
+    many, more = of(encoder_layers=20)
+    assert many.layer == few.layer and many.kept > few.kept
+    # the layer that reads more is the larger
+    assert of(layers=30)[0].layer == few.layer < of(source=32)[0].layer
+    assert of(source=32)[0].layer == pytest.approx(few.layer, rel=0.3)
+    # over 8 devices, and norms on each of them
+    cast = (many.weights - few.weights) * 8 / ((more - blocks) / 2)
+    assert cast == (pytest.approx(1, rel=0.05) if dtype == "bfloat16" else 0)
+    adapted, _ = of(adapter=LoRA(weights=("encoder/blocks/*/kernel",)))
+    assert adapted.weights > few.weights and adapted.gradients == 0
 
 
 def test_seconds_of_a_step():
