@@ -45,6 +45,11 @@ class Table(FileSource):
                             f"{path_text(file)}:{number}: the columns are {names}; expected different names"
                         )
                     continue
+                if tuple(cells) == self.columns:
+                    raise UserError(
+                        f"{path_text(file)}:{number}: the names of the columns; expected data.source.columns to be none "
+                        "where the files have them"
+                    )
                 if len(cells) != len(columns):
                     raise UserError(f"{path_text(file)}:{number}: {len(cells)} fields; expected {', '.join(columns)}")
                 fields = dict(zip(columns, cells, strict=True))

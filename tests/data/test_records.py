@@ -82,6 +82,10 @@ def test_squad(tmp_path):
             lambda t: Table(path=write(t, "x.csv", "a,b,a\n1,2,3\n")),
             r"x\.csv:1: the columns are a, b, a; expected differ",
         ),
+        (
+            lambda t: Table(path=write(t, "x.tsv", "a\tb\n1\t2\n"), columns=("a", "b")),
+            r"x\.tsv:1: the names of the columns; expected data\.source\.columns to be none",
+        ),
         (lambda t: Squad(path=write(t, "x.json", "[" * 99_999)), r"x\.json: not in SQuAD's format: maximum recursion"),
         (lambda t: JsonLines(path=damaged(t)), r"x\.jsonl\.gz: cannot be read: .*invalid"),
         (lambda t: Squad(path=write(t, "x.json", '{"data": [')), r"x\.json: not in SQuAD's format: Expecting value"),
