@@ -78,16 +78,23 @@ def decode(
     return out_BS, counts_B, cache
 
 
-def row_keys(prompts: list[np.ndarray], seed: int) -> jax.Array:
-    """A key for each row, from the seed, the prompt and how often the same prompt came before in the list: so a
-    row's text does not depend on what else is in the batch."""
-    seen = Counter()
-    numbers = []
+def turns(prompts: list[np.ndarray]) -> list[int]:
+    """How often the same prompt came before in the list, of each."""
+    seen, found = Counter(), []
     for prompt in prompts:
-        digest = zlib.crc32(np.asarray(prompt, np.int64).tobytes())
-        numbers.append((digest, seen[digest]))
-        seen[digest] += 1
-    numbers = jnp.array(numbers, jnp.uint32)
+        found.append(seen[_number(prompt)])
+        seen[_number(prompt)] += 1
+    return found
+
+
+def _number(prompt: np.ndarray) -> int:
+    return zlib.crc32(np.asarray(prompt, np.int64).tobytes())
+
+
+def row_keys(prompts: list[np.ndarray], turns_B: list[int], seed: int) -> jax.Array:
+    """A key for each row, from the seed, the prompt and its turn: so a row's text does not depend on what else is in
+    the batch."""
+    numbers = jnp.array([(_number(prompt), turn) for prompt, turn in zip(prompts, turns_B, strict=True)], jnp.uint32)
     fold = jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), pair[0]), pair[1]))
     return fold(numbers)
 
@@ -168,15 +175,17 @@ def begun(
 def generate(
     cfg: ModelConfig, params, prompts: list[np.ndarray], *, max_new_tokens: int | np.ndarray, how: Choice,
     seed: int = 0, stops: tuple[int, ...] = (), known: int | None = None, sources: list[np.ndarray] | None = None,
+    turns_B: list[int] | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
     """The new tokens of each prompt, without the prompt; up to max_new_tokens, of all or of each, up to one of `stops`
     (not included). known: how many ids the tokenizer has, where the model's vocabulary is larger. sources: see `begun`.
-    Raises UserError as `check_ids`."""
+    turns_B: see `turns`; None: as these prompts are all. Raises UserError as `check_ids`."""
     cache, last_BD, lengths, limits = begun(cfg, params, prompts, max_new_tokens, sources)
     # padded, so that other stops compile nothing
     padded_stops = np.full(max(8, len(stops)), -1, np.int32)
     padded_stops[: len(stops)] = stops
-    keys = row_keys(prompts if sources is None else sources, seed)
+    texts = prompts if sources is None else sources
+    keys = row_keys(texts, turns(texts) if turns_B is None else turns_B, seed)
     out_BS, counts_B, _ = decode(
         cfg, params, cache, last_BD, lengths, limits, jnp.int32(known or cfg.vocab), padded_stops, how, keys
     )

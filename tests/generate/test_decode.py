@@ -8,6 +8,7 @@ import pytest
 from lmjax.errors import UserError
 from lmjax.generate import decode as module
 from lmjax.generate.decode import decode, generate, prefill
+from lmjax.generate.many import write_all
 from lmjax.generate.sampling import choice
 from lmjax.models import transformer
 from lmjax.models.cache import empty_cache, slots
@@ -103,6 +104,8 @@ def test_seeds_and_repeated_prompts():
     twice = run([prompt, prompt], 0)
     assert twice[0] != twice[1]
     assert twice[0] == run([prompt], 0)[0]
+    apart = write_all(cfg, params, [prompt, prompt], choice(temperature=1.5), max_new_tokens=20, rows=1)
+    assert [new.tolist() for new in apart] == twice
 
 
 def test_stops_at_the_stop_token_which_is_left_out():
