@@ -47,8 +47,8 @@ class Table(FileSource):
                     continue
                 if tuple(cells) == self.columns:
                     raise UserError(
-                        f"{path_text(file)}:{number}: the names of the columns; expected data.source.columns to be none "
-                        "where the files have them"
+                        f"{path_text(file)}:{number}: the names of the columns; expected data.source.columns=none, "
+                        "as the file has them"
                     )
                 if len(cells) != len(columns):
                     raise UserError(f"{path_text(file)}:{number}: {len(cells)} fields; expected {', '.join(columns)}")

@@ -84,7 +84,7 @@ def test_squad(tmp_path):
         ),
         (
             lambda t: Table(path=write(t, "x.tsv", "a\tb\n1\t2\n"), columns=("a", "b")),
-            r"x\.tsv:1: the names of the columns; expected data\.source\.columns to be none",
+            r"x\.tsv:1: the names of the columns; expected data\.source\.columns=none",
         ),
         (lambda t: Squad(path=write(t, "x.json", "[" * 99_999)), r"x\.json: not in SQuAD's format: maximum recursion"),
         (lambda t: JsonLines(path=damaged(t)), r"x\.jsonl\.gz: cannot be read: .*invalid"),
