@@ -11,7 +11,7 @@ takes two, which is a guess among the two or three words of the right kind; base
 On real.json, whose names are cut into pieces that training hardly saw, 44.6 %; on XQuAD (English) exact match 1.2 %,
 F1 1.9 %. Tried beside it: without `mark_shared` the questions with one fact stay at that guess too, for 2,300 steps of
 this size; from weights that know one fact, 500 steps of short stories with two facts alone bring the loss from 0.70 to
-0.64 (a guess has 0.69).
+0.64 (a guess has 0.69). What else did not join two facts: see benchmarks/RESULTS.md.
 """
 
 from lmjax.data.records import Squad
