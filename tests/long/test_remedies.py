@@ -12,7 +12,7 @@ from lmjax.plan.devices import of_this_machine
 from lmjax.plan.planning import plan
 from lmjax.plan.remedies import remedies
 from lmjax.sharding import Mesh, build_mesh
-from lmjax.train import loop, predict
+from lmjax.train import forecast, loop
 from tests import tiny
 from tests.plan.test_planning import experiment, small
 
@@ -42,7 +42,7 @@ def test_what_does_not_fit_gets_remedies_that_help():
 def test_a_step_that_cannot_fit_never_begins(text_file, tmp_path, monkeypatch, capsys):
     here = of_this_machine()
     monkeypatch.setattr(
-        predict, "of_this_machine", lambda: replace(here, device=replace(here.device, memory=300_000.0))
+        forecast, "of_this_machine", lambda: replace(here, device=replace(here.device, memory=300_000.0))
     )
     with pytest.raises(UserError, match=r"out of memory: .* too much .*; --.* is the first to try"):
         loop.train(tiny.experiment(text_file, steps=4, microbatches=1), tmp_path / "run")
@@ -56,11 +56,11 @@ def test_a_device_that_runs_out_ends_with_remedies():
     cfg = tiny.gpt2(layers=1, width=16, heads=2, context=16, vocab=258)
     large = tiny.experiment("unused", model=cfg, mesh=Mesh(data=8), microbatches=1)
     mesh = build_mesh(large.mesh)
-    made = predict.predict(large, mesh, said.append)
+    made = forecast.predict(large, mesh, said.append)
     with pytest.raises(UserError, match="out of memory"):
-        with predict.telling_what_helps(made, said.append):
+        with forecast.telling_what_helps(made, said.append):
             jnp.zeros((1 << 46,)).block_until_ready()
     assert any(line.startswith("  --microbatches=") for line in said)
     with pytest.raises(jax.errors.JaxRuntimeError, match="other"):
-        with predict.telling_what_helps(made, said.append):
+        with forecast.telling_what_helps(made, said.append):
             raise jax.errors.JaxRuntimeError("INTERNAL: other")

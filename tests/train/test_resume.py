@@ -1,9 +1,11 @@
 """Interrupted runs equal uninterrupted ones, bit for bit: dropout, accumulation, warm-up and mixtures on."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -39,6 +41,25 @@ def experiment(path, tmp_path, **changes):
     )
     base = tiny.experiment(path, data=DataConfig(source=source, documents="apart"))
     return replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """An experiment, and the run of it that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("begun")
+    (folder / "text.txt").write_text(tiny.text(20_000))
+    exp = experiment(folder / "text.txt", folder, optimizer=AdamW(b2=0.95))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "environment", dict)
+        return exp, run(exp, folder / "straight")
+
+
+@pytest.fixture
+def copied(begun, tmp_path):
+    """The experiment, and a copy of that run."""
+    exp, straight = begun
+    shutil.copytree(straight, tmp_path / "run")
+    return exp, tmp_path / "run"
 
 
 def stop_at(monkeypatch, *steps):
@@ -93,30 +114,28 @@ def assert_same_run(a, b):
     assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "plans"),
-    # never, in the middle, twice; and between checkpoints and evaluations, before the first of them
-    [(AdamW(b2=0.95), [[], [10], [5, 10]]), (Muon(), [[3, 13]])],
-    ids=["adamw", "muon"],
-)
-def test_interrupted_equals_uninterrupted(optimizer, plans, text_file, tmp_path, monkeypatch):
-    exp = experiment(text_file, tmp_path, optimizer=optimizer)
-    straight = run(exp, tmp_path / "straight")
+# never, in the middle, twice
+@pytest.mark.parametrize("stops", [[], [10], [5, 10]], ids=str)
+def test_interrupted_equals_uninterrupted(stops, begun, tmp_path, monkeypatch):
+    exp, straight = begun
     assert [m[0] for m in losses(straight)] == list(range(1, 21))
-    for stops in plans:
-        assert_same_run(straight, run(exp, tmp_path / "-".join(["stopped", *map(str, stops)]), stops, monkeypatch))
+    assert_same_run(straight, run(exp, tmp_path / "stopped", stops, monkeypatch))
 
 
-def test_optimizer_state_on_the_host_resumes_with_the_same_bits(text_file, tmp_path, monkeypatch):
-    exp = experiment(text_file, tmp_path)
-    stopped = run(replace(exp, optimizer_memory="host"), tmp_path / "host", [10], monkeypatch)
-    assert_same_run(run(exp, tmp_path / "straight"), stopped)
+def test_interrupted_between_checkpoints_equals_uninterrupted_with_muon(text_file, tmp_path, monkeypatch):
+    """Before the first of them, and of the evaluations, too."""
+    exp = experiment(text_file, tmp_path, optimizer=Muon())
+    assert_same_run(run(exp, tmp_path / "straight"), run(exp, tmp_path / "stopped", [3, 13], monkeypatch))
 
 
-def test_evaluating_and_saving_change_nothing(text_file, tmp_path):
-    exp = experiment(text_file, tmp_path)
-    often = run(replace(exp, evaluate_every=1, checkpoint_every=1, sample_every=3), tmp_path / "often")
-    seldom = run(replace(exp, evaluate_every=20, checkpoint_every=20), tmp_path / "seldom")
+def test_optimizer_state_on_the_host_resumes_with_the_same_bits(begun, tmp_path, monkeypatch):
+    exp, straight = begun
+    assert_same_run(straight, run(replace(exp, optimizer_memory="host"), tmp_path / "host", [10], monkeypatch))
+
+
+def test_evaluating_and_saving_change_nothing(begun, tmp_path):
+    exp, seldom = begun
+    often = run(replace(exp, evaluate_every=1, checkpoint_every=2, sample_every=3), tmp_path / "often")
     assert losses(often) == losses(seldom)
     assert all((x == y).all() for x, y in zip(arrays(often), arrays(seldom), strict=True))
 
@@ -137,9 +156,8 @@ def test_resumes_on_another_mesh(text_file, tmp_path, monkeypatch):
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
-def test_a_finished_run_says_so_and_more_steps_go_on(text_file, tmp_path, capsys):
-    exp = experiment(text_file, tmp_path)
-    directory = run(exp, tmp_path / "run")
+def test_a_finished_run_says_so_and_more_steps_go_on(copied, capsys):
+    exp, directory = copied
     before = (directory / "metrics.jsonl").read_text()
     capsys.readouterr()
     loop.train(exp, directory)
@@ -152,15 +170,19 @@ def test_a_finished_run_says_so_and_more_steps_go_on(text_file, tmp_path, capsys
         loop.train(replace(exp, steps=25), directory)
 
 
-def test_another_experiment_or_another_text_is_refused_with_the_difference(text_file, tmp_path):
-    exp = experiment(text_file, tmp_path)
-    directory = run(exp, tmp_path / "run")
+def test_another_experiment_or_another_text_is_refused_with_the_difference(copied):
+    exp, directory = copied
     kept = {f: f.read_bytes() for f in directory.rglob("*") if f.is_file() and f.name != ".lock"}
     with pytest.raises(UserError, match=r"holds a run of another experiment: optimizer.b2: 0.95 -> 0.9 \(--run DIR"):
         loop.train(replace(exp, optimizer=AdamW(b2=0.9)), directory)
-    text_file.write_text(text_file.read_text() + " more")
-    with pytest.raises(UserError, match="the text behind data.source changed"):
-        loop.train(exp, directory)
+    text = Path(exp.data.source.parts[0].source.path)
+    before = text.read_text()
+    text.write_text(before + " more")
+    try:
+        with pytest.raises(UserError, match="the text behind data.source changed"):
+            loop.train(exp, directory)
+    finally:
+        text.write_text(before)
     assert kept == {f: f.read_bytes() for f in directory.rglob("*") if f.is_file() and f.name != ".lock"}
 
 
@@ -228,9 +250,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_state_is_saved(text_file, tm
     assert checkpoint.steps_on_disk(tmp_path / "run" / "checkpoints") == [1]
 
 
-def test_a_damaged_checkpoint_is_passed_over_loudly_and_the_run_is_the_same(text_file, tmp_path, capsys, monkeypatch):
-    exp = experiment(text_file, tmp_path)
-    straight = run(exp, tmp_path / "straight")
+def test_a_damaged_checkpoint_is_passed_over_loudly_and_the_run_is_the_same(begun, tmp_path, capsys, monkeypatch):
+    exp, straight = begun
     stop_at(monkeypatch, 12)
     with pytest.raises(loop.Stopped):
         loop.train(exp, tmp_path / "run")
