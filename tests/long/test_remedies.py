@@ -56,7 +56,7 @@ def test_a_device_that_runs_out_ends_with_remedies():
     cfg = tiny.gpt2(layers=1, width=16, heads=2, context=16, vocab=258)
     large = tiny.experiment("unused", model=cfg, mesh=Mesh(data=8), microbatches=1)
     mesh = build_mesh(large.mesh)
-    made = forecast.predict(large, mesh, said.append)
+    made = forecast.forecast(large, mesh, said.append)
     with pytest.raises(UserError, match="out of memory"):
         with forecast.telling_what_helps(made, said.append):
             jnp.zeros((1 << 46,)).block_until_ready()
