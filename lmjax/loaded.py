@@ -65,11 +65,12 @@ def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, s
     needed but an adapter's base. Warns (Notice) of what is read otherwise than it stands there. Raises UserError where
     it is no kind of these, or what is in it is not whole."""
     where = resolve(path)
-    if not is_peft(where) and not is_directory(where):
+    adapts = is_peft(where)
+    if not adapts and not is_directory(where):
         return load_run(where, step, mesh)
     if step is not None:
         raise UserError(f"--step {step}: {path_text(where)} is not a run and has no steps")
-    if is_peft(where):
+    if adapts:
         return _load_peft(where, mesh)
     found = open_checkpoint(where)
     if not (found.cfg.causal or found.cfg.masked_head or found.labels):
@@ -129,7 +130,8 @@ def base_of_peft(where: Path) -> Path:
 
 
 def _load_peft(where: Path, mesh) -> Loaded:
-    base, found = load_model(base_of_peft(where), mesh=mesh), open_checkpoint(base_of_peft(where))
+    base = load_model(base_of_peft(where), mesh=mesh)
+    found = open_checkpoint(base.path)
     tokenizer, experiment = of_directory(where, model=base.path), base.experiment
     if tokenizer is None:
         tokenizer = base.tokenizer

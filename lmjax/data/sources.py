@@ -46,11 +46,13 @@ class Record(NamedTuple):
 
     def text(self, *names: str) -> str:
         """Raises UserError as `one_of`, and where the field is no text, or none that UTF-8 can say."""
-        return self._checked(self.one_of(*names), self.field(*names))
+        name = self.one_of(*names)
+        return self._checked(name, self.fields[name])
 
     def texts(self, *names: str) -> tuple[str, ...]:
         """Of a list of texts that is not empty, or of one text. Raises UserError as `text`."""
-        name, value = self.one_of(*names), self.field(*names)
+        name = self.one_of(*names)
+        value = self.fields[name]
         if not isinstance(value, str | list) or value == []:
             raise self.wrong(f"{name!r} is {str(value)[:40]!r}; expected a list of texts")
         return tuple(self._checked(name, text) for text in ([value] if isinstance(value, str) else value))
@@ -257,11 +259,9 @@ class Tfds(Source):
 
 def _plain(value, feature, name: str):
     """A feature's value as JSON would have it. Only labels at the top have their names."""
-    if isinstance(value, bytes):
-        return decode(value, name, "strict")
+    value = value.tolist() if hasattr(value, "tolist") else value
     if hasattr(feature, "int2str"):
         return feature.int2str(int(value))
-    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, bytes):
         return decode(value, name, "strict")
     if isinstance(value, dict):

@@ -23,8 +23,9 @@ def write_all(
     # rows of like lengths together; always as many, so that few programs are compiled
     B = rows or (ROWS_ON_CPU if jax.default_backend() == "cpu" else ROWS)
     # a prompt that stands in two batches gets two texts
-    turn = turns(sources or prompts)
-    order = np.argsort([len(one) for one in sources or prompts], kind="stable")[::-1]
+    texts = sources or prompts
+    turn = turns(texts)
+    order = np.argsort([len(one) for one in texts], kind="stable")[::-1]
     found = [np.zeros(0, np.int32)] * len(prompts)
     for index in followed([order[i : i + B] for i in range(0, len(order), B)]):
         whole = [*index, *[index[-1]] * (B - len(index))]

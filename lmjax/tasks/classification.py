@@ -124,13 +124,14 @@ class Classification:
 
     def tokens(self, record: Record, tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray | None]:
         """(ids, types) of a record's text or pair. Raises UserError as `encode`."""
-        for name, text in zip(self.fields, self.texts(record), strict=True):
+        texts = self.texts(record)
+        for name, text in zip(self.fields, texts, strict=True):
             if not text.strip():
                 raise UserError(f"{record.where}: {name!r} is empty")
         if self.second is None:
-            ids, types = tokenizer.encode_document(record.text(self.text)), None
+            ids, types = tokenizer.encode_document(texts[0]), None
         else:
-            ids, types, _ = encode_pair(tokenizer, *self.texts(record))
+            ids, types, _ = encode_pair(tokenizer, *texts)
         if not len(ids):
             raise UserError(f"{record.where}: the tokenizer has no token for {self.text!r}")
         if len(ids) > length and self.too_long == "error":
