@@ -59,7 +59,7 @@ MUTANTS = {
     ),
     "a clamped key-value cache": (
         "lmjax/generate/decode.py", "jnp.where(done_B, S, lengths_B + index)", "jnp.where(done_B, S, lengths_B + index - 1)",
-        "tests/generate/test_decode.py::test_greedy_equals_running_the_whole_text_again_for_every_token[llama]",
+        "tests/generate/test_decode.py::test_every_greedy_token_is_the_most_probable_one_after_all_that_stands_before_it[llama]",
     ),
     "a continuation encoded without its context": (
         "lmjax/evaluate/likelihood.py", "prompt_ids(context + continuation, model.tokenizer)[len(before) :]",
