@@ -11,6 +11,8 @@ _HOME = {
     "load": "lmjax.language_model",
     "LanguageModel": "lmjax.language_model",
     "TextToText": "lmjax.text_to_text",
+    "MaskedModel": "lmjax.masked_model",
+    "Classifier": "lmjax.classifier",
 }
 
 __all__ = list(_HOME)

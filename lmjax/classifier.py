@@ -17,7 +17,13 @@ class Classifier:
 
     def __init__(self, loaded: Loaded, params: dict):
         self.labels: tuple[str, ...] = loaded.experiment.task.labels
-        self._loaded, self._params = loaded, params
+        self.cfg, self.params, self.tokenizer, self.path = (
+            loaded.experiment.model,
+            params,
+            loaded.tokenizer,
+            loaded.path,
+        )
+        self._loaded = loaded
         self._readers: dict[bool, Labeller] = {}
 
     def __call__(self, text: Labelled | list[Labelled]) -> dict | list[dict]:
@@ -29,7 +35,7 @@ class Classifier:
         pairs = {isinstance(one, tuple) for one in texts}
         if len(pairs) > 1:
             raise UserError("expected texts or pairs of texts, not both in one list")
-        found = self._reader(pairs == {True})(self._params, list(map(_record, range(len(texts)), texts)))
+        found = self._reader(pairs == {True})(self.params, list(map(_record, range(len(texts)), texts)))
         return found if isinstance(text, list) else found[0]
 
     def _reader(self, pairs: bool) -> Labeller:

@@ -13,6 +13,7 @@ from lmjax.classifier import Classifier
 from lmjax.errors import UserError
 from lmjax.generate.beam import way, write
 from lmjax.loaded import check_next_token, load_model
+from lmjax.masked_model import MaskedModel
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.models.packed import Weights
@@ -20,6 +21,7 @@ from lmjax.models.packed_params import pack_params
 from lmjax.models.transformer import apart
 from lmjax.places import Place
 from lmjax.tasks.classification import Classification
+from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.text_to_text import TextToText
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.sides import prompt_ids
@@ -80,9 +82,10 @@ class LanguageModel:
 def load(
     path: Place | str, *, step: int | str | None = None, dtype: Dtype = "float32",
     weights: Weights = "float32",
-) -> LanguageModel | TextToText | Classifier:  # fmt: skip
+) -> LanguageModel | TextToText | Classifier | MaskedModel:  # fmt: skip
     """The model of a run directory or a Hugging Face directory, or "hf:NAME" from the hub (extra [hub]): a TextToText
-    where it has an encoder and a decoder, a Classifier where its task is Classification. dtype: of the computation.
+    where it has an encoder and a decoder, a Classifier where its task is Classification, a MaskedModel where it is
+    MaskedLM. dtype: of the computation.
     weights: see models/packed.py. step: see `load_model`. Raises UserError as that, and for another word."""
     for name, value, known in (("dtype", dtype, get_args(Dtype)), ("weights", weights, get_args(Weights))):
         if value not in known:
@@ -92,6 +95,8 @@ def load(
     params = pack_params(cfg, apart(loaded.params), weights)
     if isinstance(loaded.experiment.task, Classification):
         return Classifier(replace(loaded, experiment=replace(loaded.experiment, model=cfg)), params)
+    if isinstance(loaded.experiment.task, MaskedLM):
+        return MaskedModel(cfg, params, loaded.tokenizer, loaded.path)
     check_next_token(loaded, "lmjax.load")
     if cfg.encoder_layers:
         return TextToText(cfg, params, loaded.tokenizer, loaded.path, loaded.start)

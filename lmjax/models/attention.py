@@ -309,6 +309,23 @@ def masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, cap=None, bias_BNTS=None, rate: 
     return z_BTKGH.reshape(B, T, N, H)
 
 
+def scores(q_BTNH, k_BSKH, mask_BTS, *, cap: float | None = None, bias_BNTS=None) -> jax.Array:
+    """(B, N, T, S) in float32, as the softmax of `masked` has them: -inf where mask_BTS is False."""
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    return _seen(scores_BKGTS, mask_BTS, cap, bias_BNTS).reshape(B, N, T, S)
+
+
+def mixed(pattern_BNTS, v_BSKH) -> jax.Array:
+    """(B, T, N, H): the values by these weights."""
+    B, N, T, S = pattern_BNTS.shape
+    K, H = v_BSKH.shape[2:]
+    weights_BKGTS = pattern_BNTS.reshape(B, K, N // K, T, S)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH).reshape(B, T, N, H)
+
+
 def over_segments(q_BTNH, keys, values, mask_BTS, *, cap: float | None = None, bias_BNTS=None) -> jax.Array:
     """As `masked`, over keys and values in several arrays (B, K, S_i, H) with S = sum of S_i (models/cache.py)."""
     B, T, N, H = q_BTNH.shape
@@ -326,9 +343,13 @@ def over_segments(q_BTNH, keys, values, mask_BTS, *, cap: float | None = None, b
 
 def _weights(scores_BKGTS: jax.Array, mask_BTS: jax.Array, cap: float | None, bias_BNTS: jax.Array | None):
     """The softmax, in float32: bfloat16 loses the tail of long contexts."""
+    return jax.nn.softmax(_seen(scores_BKGTS, mask_BTS, cap, bias_BNTS), axis=-1)
+
+
+def _seen(scores_BKGTS: jax.Array, mask_BTS: jax.Array, cap: float | None, bias_BNTS: jax.Array | None):
     if bias_BNTS is not None:
         _, K, G, T, S = scores_BKGTS.shape
         scores_BKGTS = scores_BKGTS + bias_BNTS.reshape(-1, K, G, T, S)
     if cap is not None:
         scores_BKGTS = cap * jnp.tanh(scores_BKGTS / cap)
-    return jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf), axis=-1)
+    return jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf)

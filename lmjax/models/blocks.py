@@ -1,5 +1,6 @@
 """A Transformer block: attention, then the feed-forward layer, each added to the residual stream."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from lmjax.models.packed import product
 from lmjax.models.positions import rotate
 from lmjax.models.projection import Projection, mapped
 from lmjax.models.remat import ATTENDED, BLOCK_INPUT, keep, policy
-from lmjax.models.tap import TAPS, tap
+from lmjax.models.tap import PATCHES, PATTERNS, TAPS, shows_patterns, tap
 from lmjax.sharding import constrain
 
 
@@ -78,13 +79,13 @@ class AttentionLayer(nn.Module):
             q_BTNH = Normalise(cfg.norm, "head_dim", name="q_norm")(q_BTNH)
             k_BTKH = Normalise(cfg.norm, "head_dim", name="k_norm")(k_BTKH)
         key = self.make_rng("dropout") if self.training and cfg.dropout else None
-        looks = [partial(look, cfg, kind, key) for kind in range(len(cfg.pattern))]
-        kind = layer % len(looks)
-        arguments = (q_BTNH, k_BTKH, v_BTKH, seen, layer, cache)
-        if isinstance(kind, int) or len(looks) == 1:
-            z_BTNH, cache = looks[kind if isinstance(kind, int) else 0](*arguments)
+        if cache is None and shows_patterns(self):
+            scores_BNTS = of_kind(cfg, layer, scored, q_BTNH, k_BTKH, seen, layer)
+            scores_BNTS = tap(self, "hook_attn_scores", scores_BNTS, PATTERNS)
+            pattern_BNTS = tap(self, "hook_pattern", jax.nn.softmax(scores_BNTS, axis=-1), PATTERNS)
+            z_BTNH = attention.mixed(pattern_BNTS, v_BTKH)
         else:
-            z_BTNH, cache = jax.lax.switch(kind, looks, *arguments)
+            z_BTNH, cache = of_kind(cfg, layer, partial(look, key=key), q_BTNH, k_BTKH, v_BTKH, seen, layer, cache)
         # under two names the same numbers would be kept twice
         if cfg.remat != "nothing" and not (cache is None and attention.names_its_output(cfg, z_BTNH.shape[1])):
             z_BTNH = keep(cfg, ATTENDED, z_BTNH)
@@ -95,11 +96,37 @@ class AttentionLayer(nn.Module):
         return constrain(out(tap(self, "hook_z", z_BTNH)), "batch", "stream", "embed"), cache
 
 
-def look(cfg: ModelConfig, kind: int, key, q_BTNH, k_BTKH, v_BTKH, seen: Seen, layer, cache: LayerCache | None):
+def of_kind(cfg: ModelConfig, layer, function: Callable, *arguments):
+    """function(cfg, kind, *arguments) with the number of the Span in the pattern that this layer has."""
+    kind = layer % len(cfg.pattern)
+    if isinstance(kind, int) or len(cfg.pattern) == 1:
+        return function(cfg, kind if isinstance(kind, int) else 0, *arguments)
+    return jax.lax.switch(kind, [partial(function, cfg, kind) for kind in range(len(cfg.pattern))], *arguments)
+
+
+def turned(seen: Seen, kind: int, q_BTNH, k_BTKH):
+    """Queries and keys by the angles of that kind of layer, where it has any."""
+    angles = seen.angles[kind]
+    return (q_BTNH, k_BTKH) if angles is None else (rotate(q_BTNH, angles), rotate(k_BTKH, angles))
+
+
+def scored(cfg: ModelConfig, kind: int, q_BTNH, k_BTKH, seen: Seen, layer):
+    """What the softmax is taken of, (B, N, T, S) in float32, -inf where a query does not see a key."""
+    q_BTNH, k_BTKH = turned(seen, kind, q_BTNH, k_BTKH)
+    slots_T = jnp.arange(q_BTNH.shape[1])
+    mask_BTS = attention.visible(slots_T[None], slots_T, cfg.pattern[kind].window, cfg.causal)
+    if seen.segments_BT is not None:
+        mask_BTS = mask_BTS & (seen.segments_BT[:, :, None] == seen.segments_BT[:, None])
+    q_BTNH = q_BTNH * attention.scale_of(cfg, layer, q_BTNH.dtype)
+    return attention.scores(q_BTNH, k_BTKH, mask_BTS, cap=cfg.score_cap, bias_BNTS=seen.bias_BNTS)
+
+
+def look(
+    cfg: ModelConfig, kind: int, q_BTNH, k_BTKH, v_BTKH, seen: Seen, layer, cache: LayerCache | None, *, key
+):  # fmt: skip
     """Attention as the Span of that number in the pattern has it: (z_BTNH, cache)."""
-    window, angles = cfg.pattern[kind].window, seen.angles[kind]
-    if angles is not None:
-        q_BTNH, k_BTKH = rotate(q_BTNH, angles), rotate(k_BTKH, angles)
+    window = cfg.pattern[kind].window
+    q_BTNH, k_BTKH = turned(seen, kind, q_BTNH, k_BTKH)
     scale = attention.scale_of(cfg, layer, q_BTNH.dtype)
     if cache is None:
         z_BTNH = attention.attend(
@@ -188,7 +215,7 @@ def stack(cfg: ModelConfig, training: bool, name: str, *, adapted: bool = False)
         block = nn.remat(block, policy=policy(cfg.remat), prevent_cse=cfg.unroll > 1)
     scanned = nn.scan(
         block,
-        variable_axes={"params": 0, TAPS: 0},
+        variable_axes={"params": 0, TAPS: 0, PATTERNS: 0, PATCHES: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast, 0, 0),
         length=cfg.layers,

@@ -12,7 +12,7 @@ from lmjax.models.config import ModelConfig
 from lmjax.models.norms import Normalise
 from lmjax.models.projection import Projection
 from lmjax.models.remat import ATTENDED, keep
-from lmjax.models.tap import tap
+from lmjax.models.tap import PATTERNS, shows_patterns, tap
 from lmjax.sharding import constrain
 
 
@@ -74,6 +74,14 @@ class CrossAttentionLayer(nn.Module):
         there_BS = jnp.ones((B, S), bool) if source.segments_BS is None else source.segments_BS != 0
         return SourceKeys(keys, values, there_BS)
 
+    def by_pattern(self, q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+        """Attention by the formula as it stands, whose weights can be looked at; a query without a key gets zeros."""
+        some_BT = mask_BTS.any(axis=-1)
+        scores_BNTS = attention.scores(q_BTNH, k_BSKH, mask_BTS | ~some_BT[..., None], cap=self.cfg.score_cap)
+        pattern_BNTS = jax.nn.softmax(tap(self, "hook_attn_scores", scores_BNTS, PATTERNS), axis=-1)
+        pattern_BNTS = jnp.where(some_BT[:, None, :, None], pattern_BNTS, 0.0)
+        return attention.mixed(tap(self, "hook_pattern", pattern_BNTS, PATTERNS), v_BSKH)
+
     def __call__(self, x_BTD, source: Source | None, segments_BT, layer, kept: SourceKeys | None):
         """x_BTD: of the decoder. With what a cache keeps, the source is not read again."""
         cfg = self.cfg
@@ -84,10 +92,14 @@ class CrossAttentionLayer(nn.Module):
         if kept is None:
             key = self.make_rng("dropout") if self.training and cfg.dropout else None
             mask_BTS = seen_of(source, segments_BT, x_BTD.shape[1])
-            z_BTNH = attention.attend_source(
-                q_BTNH, *self.keys_values(source.hidden_BSD), mask_BTS, cfg.kernel,
-                scale=scale, cap=cfg.score_cap, rate=cfg.dropout, key=key,
-            )  # fmt: skip
+            k_BSKH, v_BSKH = self.keys_values(source.hidden_BSD)
+            if shows_patterns(self):
+                z_BTNH = self.by_pattern(q_BTNH * scale, k_BSKH, v_BSKH, mask_BTS)
+            else:
+                z_BTNH = attention.attend_source(
+                    q_BTNH, k_BSKH, v_BSKH, mask_BTS, cfg.kernel,
+                    scale=scale, cap=cfg.score_cap, rate=cfg.dropout, key=key,
+                )  # fmt: skip
         else:
             # rows that share a source are its queries side by side
             q = (q_BTNH * scale).reshape(len(kept.there_BS), -1, *q_BTNH.shape[2:])

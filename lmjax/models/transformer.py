@@ -20,7 +20,7 @@ from lmjax.models.lora import is_adapted
 from lmjax.models.norms import Normalise
 from lmjax.models.packed import Packed, product
 from lmjax.models.projection import contract
-from lmjax.models.tap import TAPS, by_site, tap
+from lmjax.models.tap import PATCHES, PATTERNS, TAPS, Patch, by_site, nested, of_layers, stacked, tap
 from lmjax.sharding import Named, constrain, named
 
 
@@ -91,20 +91,22 @@ class Transformer(nn.Module):
         x_BTD = constrain(self.embedding, "vocab", None)[tokens_BT].astype(cfg.dtype)
         if cfg.scaled_embedding:
             x_BTD = x_BTD * jnp.asarray(cfg.width**0.5, cfg.dtype)
+        x_BTD = tap(self, "hook_embed", x_BTD)
         match cfg.positions:
             case pos.Learned(offset=offset):
                 table_TD = constrain(self.position_table, None, None)
-                x_BTD = x_BTD + table_TD[positions_BT + offset].astype(cfg.dtype)
+                x_BTD = x_BTD + tap(self, "hook_pos_embed", table_TD[positions_BT + offset].astype(cfg.dtype))
             case pos.Sinusoidal():
-                x_BTD = x_BTD + pos.sinusoid(positions_BT, cfg.width).astype(cfg.dtype)
+                x_BTD = x_BTD + tap(self, "hook_pos_embed", pos.sinusoid(positions_BT, cfg.width).astype(cfg.dtype))
         if cfg.token_types:
             table_ID = constrain(self.type_table, None, None).astype(cfg.dtype)
-            x_BTD = x_BTD + (table_ID[0] if types_BT is None else table_ID[types_BT])
+            types_BTD = jnp.broadcast_to(table_ID[0], x_BTD.shape) if types_BT is None else table_ID[types_BT]
+            x_BTD = x_BTD + tap(self, "hook_token_type_embed", types_BTD)
         if cfg.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
         # once for each kind of layer, not for each layer
         angles = {r: r and pos.rotary_angles(positions_BT, cfg.head_width, r) for r in dict.fromkeys(cfg.rotaries)}
-        x_BTD = self.dropout(constrain(tap(self, "hook_embed", x_BTD), "batch", "length", "embed"))
+        x_BTD = self.dropout(constrain(x_BTD, "batch", "length", "embed"))
         angles = tuple(angles[rotary] for rotary in cfg.rotaries)
         return x_BTD, Seen(
             positions_BT, segments_BT, angles, bias_BNTS=self.relative_bias(positions_BT, room), source=source
@@ -210,29 +212,71 @@ def apart(params) -> dict:
     return params | {"blocks": tuple(jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(layers))}
 
 
-def captured(cfg: ModelConfig, params, tokens_BT, positions_BT) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(hidden_BTD, what stood at each `tap`), by TransformerLens's names, in the order of computation."""
-    hidden_BTD, _, sites = _layer_by_layer(cfg, apart(params), (tokens_BT, positions_BT, None), None)
-    return hidden_BTD, sites
+def captured(
+    cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, types_BT=None, source: Source | None = None,
+    patches: dict[str, Patch] | None = None, patterns: bool = False,
+) -> tuple[jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    """(hidden_BTD, what stood at each `tap`), by TransformerLens's names, in the order of computation; nothing of the
+    sites is computed unless used. patches: by site, what becomes of what stands there; sites have what came of it.
+    patterns: attention scores and weights (B, N, T, S) are among the sites, and attention is computed by the formula
+    as it stands. Layers may be stacked or apart."""
+    _check_source(cfg, source, None)
+    tokens, patches = (tokens_BT, positions_BT, segments_BT, types_BT, source), patches or {}
+    if isinstance(params["blocks"], tuple):
+        hidden_BTD, _, sites = _layer_by_layer(cfg, params, tokens, None, patches, patterns)
+        return hidden_BTD, sites
+    names = site_shapes(cfg, *tokens_BT.shape, None if source is None else source.hidden_BSD.shape[1])
+    outside, inside = of_layers(patches)
+    shapes = {name.removeprefix("blocks.0."): shape for name, shape in names.items() if name.startswith("blocks.0.")}
+    collection = nested(outside) | {"blocks": stacked(inside, cfg.layers, shapes)}
+    (hidden_BTD, _, _), state = Transformer(cfg).apply(
+        {"params": params, PATCHES: collection}, *tokens, mutable=[TAPS, *[PATTERNS] * patterns]
+    )
+    kept = by_site(state)
+    for name, x_LBT in [(name, x) for name, x in kept.items() if name.startswith("blocks.")]:
+        kept |= {f"blocks.{i}.{name.removeprefix('blocks.')}": x_LBT[i] for i in range(cfg.layers)}
+    return hidden_BTD, {name: kept[name] for name in names if name in kept}
 
 
-def _layer_by_layer(cfg: ModelConfig, params, tokens: tuple, cache: tuple | None):
+@functools.cache
+def site_shapes(cfg: ModelConfig, B: int = 1, T: int = 2, S: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """What stands at each site of rows of T tokens, in the order of computation. S: length of the source that a decoder
+    attends to."""
+    source = None
+    if cfg.encoder_layers:
+        source = Source(jax.ShapeDtypeStruct((B, S or 1, cfg.width), cfg.dtype))
+    shapes = {}
+
+    def run(params, tokens_BT, source):
+        found = captured(cfg, apart(params), tokens_BT, tokens_BT, source=source, patterns=True)[1]
+        # JAX sorts a dict that it returns
+        shapes.update({name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in found.items()})
+
+    jax.eval_shape(run, abstract_params(cfg), jax.ShapeDtypeStruct((B, T), jnp.int32), source)
+    return shapes
+
+
+def _layer_by_layer(
+    cfg: ModelConfig, params, tokens: tuple, cache: tuple | None, patches: dict[str, Patch] | None = None,
+    patterns: bool = False,
+):  # fmt: skip
     """(hidden_BTD, cache, sites) by the same modules without the scan; nothing of `sites` is computed unless used.
-    tokens: the arguments of `Transformer.embed`."""
-    rest = {"params": {name: value for name, value in params.items() if name != "blocks"}}
+    tokens: the arguments of `Transformer.embed`. The rest: `captured`."""
+    outside, inside = of_layers(patches or {})
+    rest = {"params": {name: value for name, value in params.items() if name != "blocks"}, PATCHES: nested(outside)}
     model, layers = Transformer(cfg), params["blocks"]
+    kept = [TAPS, *[PATTERNS] * patterns]
     room = None if cache is None else slots(cache)
-    (x_BTD, seen), state = model.apply(rest, *tokens, room=room, method="embed", mutable=[TAPS])
-    sites, caches = by_site(state.get(TAPS, {})), []
+    (x_BTD, seen), state = model.apply(rest, *tokens, room=room, method="embed", mutable=kept)
+    sites, caches = by_site(state), []
     for layer, weights in enumerate(layers):
         before = None if cache is None else cache[layer]
-        (x_BTD, (after, _)), state = Block(cfg, training=False).apply(
-            {"params": weights}, x_BTD, seen, layer, before, mutable=[TAPS]
-        )
-        sites |= by_site(state.get(TAPS, {}), f"blocks.{layer}.")
+        own = {"params": weights, PATCHES: nested(inside.get(layer, {}))}
+        (x_BTD, (after, _)), state = Block(cfg, training=False).apply(own, x_BTD, seen, layer, before, mutable=kept)
+        sites |= by_site(state, f"blocks.{layer}.")
         caches.append(after)
-    hidden_BTD, state = model.apply(rest, x_BTD, method="finish", mutable=[TAPS])
-    return hidden_BTD, None if cache is None else tuple(caches), sites | by_site(state.get(TAPS, {}))
+    hidden_BTD, state = model.apply(rest, x_BTD, method="finish", mutable=kept)
+    return hidden_BTD, None if cache is None else tuple(caches), sites | by_site(state)
 
 
 def unembedding(cfg: ModelConfig, params) -> jax.Array | Packed:
