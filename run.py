@@ -12,10 +12,11 @@ VERBS = {
     "generate": "continue a prompt",
     "export": "write a run as a Hugging Face directory, which transformers loads",
     "plan": "say what a run needs: memory, time, money, on devices that need not be here",
+    "inspect": "what goes on inside a model while it reads a text, as one page",
     "verify": "compare two models layer by layer and name the first site where they part",
 }
 
-FROM_MODEL = ("evaluate", "predict", "generate", "export", "verify")
+FROM_MODEL = ("evaluate", "predict", "generate", "export", "inspect", "verify")
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,6 +74,13 @@ def parser_for(verb: str) -> Parser:
         add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32")
         add("--adapter", action="store_true", help="of a run with an adapter, that alone, as PEFT reads it")
         add("--base", metavar="NAME", help="with --adapter: where PEFT finds the base (default: init_from)")
+    if verb == "inspect":
+        add("--prompt", required=True, metavar="TEXT", help="what the model reads; of an encoder-decoder, the source")
+        add("--to", required=True, metavar="FILE", help="the page, such as report.html")
+        add("--target", metavar="TEXT", help="of an encoder-decoder: what it is to say (default: what it writes)")
+        add("--token", type=int, metavar="N", help="the token to explain, from 0 or the end (default: what is next)")
+        add("--top", type=int, default=5, metavar="K", help="alternatives for each place (default: 5)")
+        add("--integrated", type=int, default=0, metavar="N", help="explain by integrated gradients of N steps")
     if verb == "verify":
         add("--against", required=True, metavar="PATH", help="as --model, or transformers:PATH: the original")
         add("--text", metavar="FILE", help="what both read (default: 512 tokens drawn at random)")

@@ -18,7 +18,7 @@ def run(verb: str, options, others: list[str]) -> int:
     try:
         verbs = {
             "train": train, "data": show_data, "evaluate": evaluate, "predict": predict, "generate": generate,
-            "export": export, "verify": verify, "plan": plan,
+            "export": export, "inspect": inspect, "verify": verify, "plan": plan,
         }  # fmt: skip
         return verbs[verb](options, overrides(others))
     except UserError as error:
@@ -233,6 +233,12 @@ def export_adapter(options, to: Path) -> int:
     size = sum(file.stat().st_size for file in to.iterdir())
     print(f"{path_text(to)}: a LoRA of rank {experiment.adapter.rank} for PEFT, on {base}, {size:,} bytes")
     return 0
+
+
+def inspect(options, _) -> int:
+    from lmjax import inspecting
+
+    return inspecting.run(options, _step(options.step), _new_file("--to", options.to))
 
 
 def verify(options, _) -> int:

@@ -56,12 +56,13 @@ class MaskedModel:
         """Logits of a text, a list of texts, each with what the tokenizer puts around it, or an integer array (B, T) of
         ids. [MASK] or <mask> in a text hides a token. Raises UserError where a text is longer than the model's context,
         has no token, or an id is outside the vocabulary."""
-        tokens, lengths = self._reader.filled_up(self._reader.rows(text, self._encode))
+        tokens, lengths = self._reader.filled_up(self._reader.rows(text, lambda one, _: self.encode(one)))
         logits_BTV = _forward(self.cfg, self.params, self._reader.padded(tokens), lengths)
         return Places(tokens, lengths, logits_BTV[:, : tokens.shape[1]])
 
-    def _encode(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
-        """`source_ids`, with the mask where the text names it, which no text of a user does by itself."""
+    def encode(self, text: str) -> np.ndarray:
+        """`source_ids`, with the mask where the text names it. Raises UserError where it does, and there is none."""
+        tokenizer = self.tokenizer
         mark = next((mark for mark in MASKS if mark in text), None)
         if mark is None:
             return source_ids(text, tokenizer)

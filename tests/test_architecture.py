@@ -28,7 +28,7 @@ FLOORS = {
     "train.state": 8, "train.step": 8,
     "plan": 9,
     "train.prepare": 10, "train.report": 10, "train.loop": 10, "train": 10,
-    "planning_verb": 10, "commands": 11,
+    "inspecting": 10, "planning_verb": 10, "commands": 11,
 }  # fmt: skip
 
 

@@ -19,6 +19,31 @@ def filled(tokenizer: Tokenizer, tokens: np.ndarray, places: Sequence[int], othe
     return "".join([*parts, _added(tokenizer, tokens[:start], tokens[start:])])
 
 
+def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+    """What each token adds to the text of those before it: "" where a character goes on in the next one, the name of a
+    control token."""
+    found, before = [], []
+    for token in map(int, tokens):
+        found.append(name_of(tokenizer, token) or _added(tokenizer, before, [token]))
+        before.append(token)
+    # a character in several tokens belongs to its last one
+    return ["" if piece.strip("\ufffd") == "" and piece else piece for piece in found]
+
+
+def words(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+    """Each token alone, as it stands behind other text."""
+    some = tokenizer.encode("a").tolist()
+    return [name_of(tokenizer, token) or _added(tokenizer, some, [token]) for token in map(int, tokens)]
+
+
+def name_of(tokenizer: Tokenizer, token: int) -> str | None:
+    """What a control token is called; None where it is none."""
+    if token not in tokenizer.controls():
+        return None
+    named = {index: name for name, index in tokenizer.special_tokens().items()}
+    return named.get(token, "<mask>" if token == tokenizer.policy.mask else f"<{token}>")
+
+
 def _piece(tokenizer: Tokenizer, before: np.ndarray, token: int) -> str:
     return f"<{token}>" if token in tokenizer.controls() else _added(tokenizer, before, [token])
 

@@ -1,0 +1,262 @@
+"""What a page shows of one text: every number of it, computed by the modules beside this one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.errors import UserError, path_text
+from lmjax.interpret.attribution import place_of
+from lmjax.interpret.capture import LOGITS, Model, Read, chosen, forward
+from lmjax.interpret.direct import direct_attributions
+from lmjax.interpret.gradients import gradient_times_input, integrated_gradients
+from lmjax.interpret.heads import head_scores
+from lmjax.interpret.lens import Lens, logit_lens
+from lmjax.interpret.page import page, rounded
+from lmjax.models.config import ModelConfig
+from lmjax.tokenizers.pieces import pieces, words
+
+# of every so many tokens one is hidden at a time, so that the text is read as many times
+EVERY = 8
+SCORES = {
+    "previous": "the token before", "duplicate": "the same token, earlier",
+    "induction": "what followed the same token (on random tokens, said twice)",
+}  # fmt: skip
+PATTERNS = {
+    "encoder.*.attn.hook_pattern": ("encoder: source to source", "source", "source"),
+    "blocks.*.attn.hook_pattern": ("of the text to itself", "tokens", "tokens"),
+    "blocks.*.cross_attn.hook_pattern": ("of the text to the source", "tokens", "source"),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """top: alternatives for each place. token: which one the attribution over the input is for, counted from 0 or from
+    the end; None: what comes next, of an encoder the first hidden one, of a model of labels the label. steps: of
+    integrated gradients; 0: the gradient alone, times the input."""
+
+    top: int = 5
+    token: int | None = None
+    steps: int = 0
+
+
+def written_page(model: Model, rows: Read, wanted: Wanted, *, title: str, about: str, say: Callable) -> str:
+    """The page of one text. say: is told what is being computed. Raises UserError for a token that is not there."""
+    cfg = model.cfg
+    facts = {"title": title, "about": about, "notes": {}, "tokens": _pieces(model, rows.tokens[0])}
+    facts["source"] = None if rows.source is None else _pieces(model, rows.source[0])
+    token = _token(model, rows, wanted.token)
+    # a causal model says at the place before what stands here
+    ahead = int(cfg.causal and not cfg.outputs)
+    facts["chosen"] = token
+    if cfg.outputs:
+        facts |= _labels(model, rows)
+    else:
+        say("what the model says, layer by layer")
+        vocabulary = Words(model)
+        lens = logit_lens(model, rows, top=wanted.top)
+        facts |= _predictions(model, rows, lens, vocabulary, wanted.top)
+        facts["lens"] = _lens(facts, lens, vocabulary, ahead)
+        say("which parts of the model said it")
+        facts["direct"] = _direct(model, rows, lens, facts, ahead)
+        facts["words"] = vocabulary.texts
+    say("attention")
+    kinds, attention = _attention(model, rows)
+    facts["attention"] = kinds
+    facts |= _scores(model) if kinds else {}
+    say("what the prediction owes to each token")
+    facts["input"] = _input(model, rows, wanted, token, facts, ahead)
+    facts["notes"] |= _notes(model, facts, wanted)
+    return page(facts, attention, causal=[cfg.causal and "source" not in (kind["by"], kind["of"]) for kind in kinds])
+
+
+class Words:
+    """The texts of tokens, each once. numbers: what the page knows them by."""
+
+    def __init__(self, model: Model):
+        self._model, self._numbers, self.texts = model, {}, []
+
+    def numbers(self, ids: np.ndarray):
+        """Nested lists in the shape of ids."""
+        new = [i for i in dict.fromkeys(ids.ravel().tolist()) if i not in self._numbers]
+        for i, text in zip(new, _words(self._model, new), strict=True):
+            self._numbers[i] = len(self.texts)
+            self.texts.append(text)
+        return np.vectorize(self._numbers.get, otypes=[int])(ids).tolist()
+
+
+def _pieces(model: Model, ids) -> list[str]:
+    return [f"<{i}>" for i in np.asarray(ids)] if model.tokenizer is None else pieces(model.tokenizer, ids)
+
+
+def _words(model: Model, ids) -> list[str]:
+    known = np.inf if model.tokenizer is None else model.tokenizer.vocab_size
+    # a vocabulary may have been filled up to a round number
+    return [f"<{i}>" if model.tokenizer is None or i >= known else words(model.tokenizer, [i])[0] for i in ids]
+
+
+def _token(model: Model, rows: Read, token: int | None) -> int:
+    length = rows.tokens.shape[1]
+    if token is not None:
+        if not -length <= token < length:
+            raise UserError(f"--token {token}: expected {-length} to {length - 1}, the text's tokens")
+        return token % length
+    mask = None if model.tokenizer is None else model.tokenizer.policy.mask
+    hidden = np.flatnonzero(np.asarray(rows.tokens[0]) == mask) if mask is not None else []
+    return int(hidden[0]) if len(hidden) else length - 1
+
+
+def _labels(model: Model, rows: Read) -> dict:
+    place = place_of(model, rows, 0, None)
+    logits_C = forward(model.cfg, model.params, rows, (LOGITS,), {})[LOGITS][0, place]
+    p_C = np.asarray(jax.nn.softmax(logits_C), np.float64)
+    order = np.argsort(-p_C)
+    return {"labels": [[model.labels[i], rounded(p_C[i])] for i in order], "words": []}
+
+
+def _predictions(model: Model, rows: Read, lens: Lens, vocabulary: Words, top: int) -> dict:
+    """Of each token how probable it was, how open its place, and what else could stand there."""
+    if model.cfg.causal:
+        log_p_T, entropy_T = (np.append(np.nan, x[-1, 0, :-1]) for x in (lens.own_log_p, lens.entropy))
+        ids_TK, best_TK = lens.ids[-1, 0], lens.log_p[-1, 0]
+        best = _ranked(vocabulary, ids_TK, best_TK)
+        return {
+            "p": rounded(np.exp(log_p_T)), "entropy": rounded(entropy_T), "top": [None, *best[:-1]], "next": best[-1],
+        }  # fmt: skip
+    found = hidden_each(model, rows, top)
+    return {
+        "p": rounded(np.exp(found["own"])), "entropy": rounded(found["entropy"]),
+        "top": _ranked(vocabulary, found["ids"], found["log_p"]),
+    }  # fmt: skip
+
+
+def _ranked(vocabulary: Words, ids_TK, log_p_TK) -> list:
+    p = rounded(np.exp(np.asarray(log_p_TK, np.float64)))
+    return [list(zip(*pair, strict=True)) for pair in zip(vocabulary.numbers(np.asarray(ids_TK)), p, strict=True)]
+
+
+def hidden_each(model: Model, rows: Read, top: int) -> dict[str, np.ndarray]:
+    """What an encoder says of each token of one text while that is hidden, and with it every other EVERY-th one; a
+    control token is not hidden. ids, log_p: (T, top); own, entropy: (T,)."""
+    mask, controls = model.tokenizer.policy.mask, np.array(sorted(model.tokenizer.controls()))
+    tokens_T = np.asarray(rows.tokens[0])
+    if mask is None:
+        raise UserError(f"{path_text(model.path)}: its tokenizer has no mask token")
+    place_T = np.arange(len(tokens_T))
+    hides_RT = (place_T % EVERY == np.arange(EVERY)[:, None]) & ~np.isin(tokens_T, controls)
+    found = _hidden(model.cfg, model.params, np.where(hides_RT, mask, tokens_T), tokens_T, top)
+    return {name: np.asarray(x)[place_T % EVERY, place_T] for name, x in found.items()}
+
+
+@partial(jax.jit, static_argnames=("cfg", "top"))
+def _hidden(cfg: ModelConfig, params, tokens_RT, own_T, top: int) -> dict:
+    def one(tokens_T):
+        logits_TV = forward(cfg, params, Read(tokens_T[None]), (LOGITS,), {})[LOGITS][0]
+        log_p_TV = jax.nn.log_softmax(logits_TV)
+        best, ids = jax.lax.top_k(log_p_TV, top)
+        own = jnp.take_along_axis(log_p_TV, own_T[:, None], axis=-1)[:, 0]
+        return {"ids": ids, "log_p": best, "own": own, "entropy": -jnp.sum(jnp.exp(log_p_TV) * log_p_TV, axis=-1)}
+
+    return jax.lax.map(one, tokens_RT)
+
+
+def _lens(facts: dict, lens: Lens, vocabulary: Words, ahead: int) -> dict:
+    """words, p: (R, T, top). targets: of each column."""
+    last = [vocabulary.texts[i] for i in np.ravel(vocabulary.numbers(lens.ids[-1, 0, -1:, 0]))]
+    return {
+        "rows": [row if row == "embed" else f"layer {row}" for row in lens.rows],
+        "words": vocabulary.numbers(lens.ids[:, 0]), "p": rounded(np.exp(lens.log_p[:, 0]), 3),
+        "kl": rounded(lens.kl[:, 0], 3), "ahead": ahead, "own": "comes next" if ahead else "stands here",
+        "targets": [*facts["tokens"][1:], *last] if ahead else facts["tokens"],
+    }  # fmt: skip
+
+
+def _direct(model: Model, rows: Read, lens: Lens, facts: dict, ahead: int) -> dict:
+    """What each component gave to the logit of the token at each place, behind the last one to the most probable."""
+    own_T = np.asarray(rows.tokens[0])
+    mask = None if model.tokenizer is None else model.tokenizer.policy.mask
+    best_T = lens.ids[-1, 0, :, 0]
+    targets_T = np.append(own_T[1:], best_T[-1]) if ahead else np.where(own_T == mask, best_T, own_T)
+    names, values_TC = direct_attributions(model, rows, targets_T)
+    cfg, heads = model.cfg, [f"H{n}" for n in range(model.cfg.heads)]
+    columns = [*heads, *[f"cross {head}" for head in heads if cfg.encoder_layers], "attn bias", "mlp"]
+    columns = [column for column in columns if _component(0, column) in names]
+    return {
+        "names": names, "values": rounded(values_TC, 3), "targets": _words(model, targets_T), "ahead": ahead,
+        "columns": columns,
+        "layers": [[_component(i, column) for column in columns] for i in range(cfg.layers)],
+    }  # fmt: skip
+
+
+def _component(layer: int, column: str) -> str:
+    """As `direct.components` names it."""
+    return f"L{layer}{column}" if column.startswith("H") else f"L{layer} {column}"
+
+
+def _attention(model: Model, rows: Read) -> tuple[list[dict], list[np.ndarray]]:
+    kinds, arrays = [], []
+    for pattern, (name, by, of) in PATTERNS.items():
+        if "source" in (by, of) and rows.source is None:
+            continue
+        names = chosen(model, pattern)
+        found = forward(model.cfg, model.params, rows, names, {})
+        arrays.append(np.stack([np.asarray(found[name][0]) for name in names]))
+        kinds.append({"name": name, "by": by, "of": of, "scored": by == of == "tokens"})
+    return kinds, arrays
+
+
+def _scores(model: Model) -> dict:
+    """Of every head, and the one that is shown first: that which looks most clearly at one kind of place."""
+    scores = {name: np.nan_to_num(x) for name, x in head_scores(model).items()}
+    best = max(scores.values(), key=lambda x: x.max())
+    head = np.unravel_index(best.argmax(), best.shape)
+    return {
+        "scores": {name: rounded(x, 3) for name, x in scores.items()}, "told": SCORES, "head": [int(i) for i in head],
+    }  # fmt: skip
+
+
+def _input(model: Model, rows: Read, wanted: Wanted, token: int, facts: dict, ahead: int) -> dict | None:
+    """Over the tokens that the page shows as its text."""
+    cfg = model.cfg
+    place, target = None, None
+    if not cfg.outputs:
+        # a token that was asked for is explained as it stands; otherwise the model's own answer is
+        place = token if wanted.token is None else token - ahead
+        if place < 0:
+            return None
+        own = int(np.asarray(rows.tokens[0])[token])
+        is_hidden = model.tokenizer is not None and own == model.tokenizer.policy.mask
+        target = None if wanted.token is None or is_hidden else own
+    if wanted.steps:
+        found = integrated_gradients(model, rows, position=place, target=target, steps=wanted.steps)
+        how = (
+            f"integrated gradients of {wanted.steps} steps, in all {found.total + found.error:.2f} of {found.total:.2f}"
+        )
+    else:
+        found, how = gradient_times_input(model, rows, position=place, target=target), "gradient times input"
+    name = model.labels[found.target] if cfg.outputs else _words(model, [found.target])[0]
+    values = found.values[-rows.tokens.shape[1] :]
+    told = f"What each token gave to the logit of {name!r}: {how}"
+    return {"values": rounded(values, 3), "told": told, "largest": max(float(np.abs(values).max()), 1e-9)}
+
+
+def _notes(model: Model, facts: dict, wanted: Wanted) -> dict[str, str]:
+    cfg = model.cfg
+    text = "Point at a token for what else could have stood there; choose one for all that follows."
+    if not cfg.causal and not cfg.outputs:
+        text += f" Each token was predicted while it was hidden, and with it every {EVERY}th other one."
+    if cfg.outputs:
+        text = "What the model says of the whole text stands below; choose a token to see who looks at what."
+    order = "what comes next" if cfg.causal else "what stands here"
+    return {
+        "text": text,
+        "lens": f"What the model would say of {order} if it stopped after each layer (logit lens); darker is more "
+        "probable. The top row is its answer.",
+        "heads": "How much each head looks from one token (row) at another (column). The square root of each weight "
+        "is kept in steps, so small ones can be seen; point at the large picture for numbers.",
+        "from": "The logit of the chosen token as a sum of what each head and layer wrote, with the last norm's spread "
+        "held fixed (direct logit attribution); beside it, which tokens of the text the prediction owes it to.",
+    }
