@@ -131,6 +131,7 @@ def test_heads_are_chosen_by_picture_and_by_what_they_do(shown):
     assert text_of(shown, "#big-label").startswith("Layer 0, head 1")
     weights = attention(2, 2, len(TOKENS), 2.0)[0, 1]
     big = shown.find_element(By.ID, "big")
+    shown.execute_script("arguments[0].scrollIntoView({block: 'center'})", big)
     # the last row's first column
     ActionChains(shown).move_to_element_with_offset(
         big, -big.size["width"] // 2 + 8, big.size["height"] // 2 - 8
