@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lmjax.errors import UserError
 from lmjax.models import positions as pos
+from lmjax.models.autoencoder import AutoencoderLayer
 from lmjax.models.blocks import Block, Seen, stack
 from lmjax.models.cache import LayerCache, slots
 from lmjax.models.config import ModelConfig
@@ -59,6 +60,8 @@ class Transformer(nn.Module):
             self.pooler = Pooler(cfg)
         if cfg.outputs:
             self.outputs = Outputs(cfg)
+        if cfg.autoencoder:
+            self.autoencoder = AutoencoderLayer(cfg)
         self.dropout = nn.Dropout(cfg.dropout, deterministic=not self.training)
         if not cfg.tied and not self.has_variable("params", "packed_unembedding"):
             self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
@@ -79,6 +82,8 @@ class Transformer(nn.Module):
         for name in ("masked_head", "pooler", "outputs"):
             if getattr(self.cfg, name):
                 getattr(self, name)(hidden_BTD)
+        if self.cfg.autoencoder:
+            self.autoencoder(jnp.zeros((1, self.cfg.autoencoder.width(self.cfg))))
 
     def embed(
         self, tokens_BT, positions_BT, segments_BT, types_BT=None, source: Source | None = None, room: int | None = None
