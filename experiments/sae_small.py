@@ -1,8 +1,8 @@
 """A sparse autoencoder of the residual stream of a run of small.py, behind its second layer.
 
-    python run.py --config experiments/small.py
-    python run.py --config experiments/sae_small.py
-    python run.py evaluate --model runs/sae_small
+python run.py --config experiments/small.py
+python run.py --config experiments/sae_small.py
+python run.py evaluate --model runs/sae_small
 """
 
 from dataclasses import replace

@@ -83,9 +83,7 @@ def _windows(model: Model, texts: Sequence[str]) -> list[_Window]:
     rows = [prompt_ids(text, model.tokenizer) for text in texts]
     T = model.cfg.context
     return [
-        _Window(ids[start : start + T], text, start)
-        for text, ids in enumerate(rows)
-        for start in range(0, len(ids), T)
+        _Window(ids[start : start + T], text, start) for text, ids in enumerate(rows) for start in range(0, len(ids), T)
     ]
 
 

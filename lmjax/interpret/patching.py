@@ -1,5 +1,5 @@
-"""Activation patching (arXiv:2202.05262, section 2; arXiv:2309.16042): a text is read again and again, each time with one
-activation of another text, and what becomes of the answer says where in the model it is decided."""
+"""Activation patching (arXiv:2202.05262, section 2; arXiv:2309.16042): a text is read again and again, each time with
+one activation of another text, and what becomes of the answer says where in the model it is decided."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

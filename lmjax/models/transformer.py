@@ -161,16 +161,17 @@ def with_source(cfg: ModelConfig, params, cache, source: Source):
 
 def hidden(
     cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, types_BT=None, source: Source | None = None,
-    cache=None, dropout_key=None,
+    cache=None, dropout_key=None, patches: dict[str, Patch] | None = None,
 ):  # fmt: skip
     """(hidden_BTD, cache). With a dropout_key, dropout is on. Experts are dropless. types_BT: see `Transformer.embed`.
     source: of a decoder that has an encoder, where no cache has it (`with_source`). Layers that lie apart see no
-    dropout."""
+    dropout. patches: of such layers, as `captured`; attention weights are not among these sites."""
     _check_source(cfg, source, cache)
     tokens = (tokens_BT, positions_BT, segments_BT, types_BT, source)
     if isinstance(params["blocks"], tuple):
-        hidden_BTD, cache, _ = _layer_by_layer(cfg, params, tokens, cache)
+        hidden_BTD, cache, _ = _layer_by_layer(cfg, params, tokens, cache, patches)
         return hidden_BTD, cache
+    assert not patches, "stacked layers are patched by `captured`"
     hidden_BTD, cache, _ = _apply(cfg, params, dropout_key, *tokens, cache)
     return hidden_BTD, cache
 

@@ -92,13 +92,9 @@ class SparseAutoencoder(NextToken):
 
 
 def site_of(cfg: ModelConfig, params, batch: Batch) -> jax.Array:
-    """What stands at the autoencoder's site, (B, T, D), by the layers up to it."""
+    """What stands at the autoencoder's site, (B, T, D), by the layers up to it; of layers that are stacked."""
     layers = cfg.autoencoder.layer + 1
-    blocks = params["blocks"]
-    if isinstance(blocks, tuple):
-        blocks = blocks[:layers]
-    else:
-        blocks = jax.tree.map(lambda x: x[:layers], blocks)
+    blocks = jax.tree.map(lambda x: x[:layers], params["blocks"])
     rows = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
     _, sites = transformer.captured(replace(cfg, layers=layers), params | {"blocks": blocks}, *rows)
     return sites[cfg.autoencoder.site]
