@@ -62,7 +62,9 @@ class SparseAutoencoder(NextToken):
             "sum": summed(x_BTD), "weight": weight, "active": summed((active_BTF > 0).sum(-1).astype(jnp.float32)),
             "times": summed((active_BTF > 0).astype(jnp.float32)),
         }  # fmt: skip
-        values = {"loss": None, "reconstructed": again_BTD, "zero": jnp.zeros(())}
+        # the compiler would compute what follows from a constant itself, which takes it long
+        zero = jax.lax.optimization_barrier(jnp.zeros(()))
+        values = {"loss": None, "reconstructed": again_BTD, "zero": zero}
         figures |= {name: self._nats(cfg, params, batch, value) for name, value in values.items()}
         return Loss(total, weight, figures=figures)
 
