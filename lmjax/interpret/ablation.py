@@ -26,8 +26,8 @@ class Ablation(NamedTuple):
 
 
 def ablate(
-    model: Model, text: Text | jax.Array, parts: Sequence[str] | Mapping[str, Sequence[int] | None], *,
-    how: How = "zero", over: Sequence[str] | np.ndarray | None = None, seed: int = 0,
+    model: Model, text: Text | jax.Array | Read, parts: Sequence[str] | Mapping[str, Sequence[int] | None], *,
+    how: How = "zero", over: Text | jax.Array | Read | None = None, seed: int = 0,
 ) -> Ablation:  # fmt: skip
     """The model without what these sites give. parts: sites, or {site: which heads, or which numbers on the last axis
     where it has no heads; None: all}. how: "zero"; "mean": what stands there in the mean over all tokens of the texts
@@ -69,7 +69,7 @@ def _which(site: str, chosen: Sequence[int] | None, shape: tuple[int, ...]) -> j
 def _means(model: Model, over, parts) -> dict[str, jax.Array]:
     if wrong := [site for site in parts if site.endswith(OF_PATTERNS)]:
         raise UserError(f"{wrong[0]}: attention weights of different texts have no mean; expected how='zero'")
-    rows = read(model, list(over) if not isinstance(over, np.ndarray) else over)
+    rows = read(model, over)
     found = capture(model, rows, list(parts))
     B, T = rows.tokens.shape
     lengths_B = np.full(B, T) if rows.lengths is None else np.asarray(rows.lengths)
@@ -79,7 +79,7 @@ def _means(model: Model, over, parts) -> dict[str, jax.Array]:
 
 def _drawn(model: Model, over, rows: Read, seed: int) -> Read:
     """For each row another text's first tokens, as many as the rows have."""
-    others = read(model, list(over) if not isinstance(over, np.ndarray) else over)
+    others = read(model, over)
     B, T = rows.tokens.shape
     count, longest = others.tokens.shape
     lengths = np.full(count, longest) if others.lengths is None else np.asarray(others.lengths)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lmjax.batching import Text
 from lmjax.errors import UserError
-from lmjax.interpret.capture import Model
+from lmjax.interpret.capture import Model, Read
 from lmjax.interpret.steering import Position, at_position
 from lmjax.tasks.text_metrics import Interval, wilson
 
@@ -39,7 +40,7 @@ class Probe:
 
 
 def probe(
-    model: Model, texts: Sequence[str] | np.ndarray, labels: Sequence, site: str, position: Position = -1, *,
+    model: Model, texts: Text | jax.Array | Read, labels: Sequence, site: str, position: Position = -1, *,
     share: float = 0.25, penalty: float = 1.0, seed: int = 0,
 ) -> Probe:  # fmt: skip
     """Trained to tell the labels of texts from what stands at the site. position: `at_position`. share: of the texts

@@ -1,7 +1,7 @@
 """Vectors that steer what a model writes: the difference that texts of two kinds make at a site, added there
 (arXiv:2308.10248; arXiv:2312.06681)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -23,10 +23,10 @@ from lmjax.tokenizers.sides import prompt_ids
 Position = int | Literal["mean"]
 
 
-def at_position(model: Model, texts: Sequence[str] | np.ndarray, site: str, position: Position = -1) -> jax.Array:
+def at_position(model: Model, texts: Text | jax.Array | Read, site: str, position: Position = -1) -> jax.Array:
     """(B, ...): what stands at the site at one place of each text (-1: its last token), or the mean over its tokens.
     texts: as `capture` reads them. Raises UserError for a place that a text does not have, and as `capture`."""
-    rows = read(model, texts if not isinstance(texts, str) else [texts])
+    rows = read(model, texts)
     x_BT = capture(model, rows, site)
     if site not in x_BT or site.endswith(OF_PATTERNS) or site == LOGITS:
         raise UserError(f"{site}: expected one site with a vector for each token")
@@ -45,7 +45,7 @@ def at_position(model: Model, texts: Sequence[str] | np.ndarray, site: str, posi
 
 
 def steering_vector(
-    model: Model, positive: Sequence[str] | np.ndarray, negative: Sequence[str] | np.ndarray, site: str,
+    model: Model, positive: Text | jax.Array | Read, negative: Text | jax.Array | Read, site: str,
     position: Position = -1,
 ) -> jax.Array:  # fmt: skip
     """What stands at the site in the mean over the positive texts, less that over the negative ones. position and

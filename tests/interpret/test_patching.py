@@ -37,22 +37,21 @@ def test_everything_patched_is_the_clean_run_and_nothing_the_corrupt_one(model):
     assert np.abs(both.clean[LOGITS] - both.corrupt[LOGITS]).max() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["z", "k", "mlp_out", "pattern"])
+@pytest.mark.parametrize("kind", ["k", "pattern"])
 def test_many_runs_at_one_time_are_each_as_if_alone(model, kind):
     """chunk 5 does not divide the runs: those of the last chunk that are none are left out."""
     said = []
     found = activation_patching(model, CLEAN, CORRUPT, METRIC, kind=kind, scaled=False, chunk=5, say=said.append)
     of = KINDS[kind]
     clean = pair(model, CLEAN, CORRUPT, METRIC, names_of(CFG, of)).clean
-    heads = {"z": CFG.heads, "k": CFG.kv_heads, "pattern": CFG.heads}.get(kind)
-    assert found.shape == (CFG.layers, 6, *([heads] if heads else []))
+    heads = {"k": CFG.kv_heads, "pattern": CFG.heads}[kind]
+    assert found.shape == (CFG.layers, 6, heads)
     for place in np.ndindex(found.shape):
         site = f"blocks.{place[0]}.{of.site}"
         where = np.zeros(clean[site].shape, bool)
         index = [slice(None)] * where.ndim
         index[of.position] = place[1]
-        if heads:
-            index[of.head] = place[2]
+        index[of.head] = place[2]
         where[tuple(index)] = True
         alone = METRIC(patch(model, CORRUPT, {site: Patch(clean[site], where)}))
         np.testing.assert_allclose(found[place], alone, atol=1e-5)
