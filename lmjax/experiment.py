@@ -19,6 +19,7 @@ from lmjax.sharding import Mesh
 from lmjax.tasks.any_task import AnyTask
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.preferences import Preferences
+from lmjax.tasks.sparse_autoencoder import SparseAutoencoder
 from lmjax.tokenizers import SentencePiece, TokenizerConfig
 
 
@@ -118,6 +119,10 @@ class Experiment:
         check(self.optimizer)
         if isinstance(self.task, Preferences) and self.init_from is None:
             raise ValueError("task Preferences needs init_from, the model that its answers are compared with")
+        if isinstance(self.task, SparseAutoencoder) and self.init_from is None:
+            raise ValueError("task SparseAutoencoder needs init_from, the model in which it reads a site")
+        if isinstance(self.task, SparseAutoencoder) != (self.model.autoencoder is not None):
+            raise ValueError("task SparseAutoencoder and model.autoencoder: expected both, or neither")
         if self.adapter is not None and self.init_from is None:
             raise ValueError("adapter needs init_from, the model that is adapted")
         if self.adapter is not None and self.freeze:

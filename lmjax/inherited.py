@@ -19,7 +19,7 @@ from lmjax.trained import parts
 # of the model's parameters, those parts; and what they are called
 PARTS = {
     "outputs": "the layer of its task", "pooler": "the pooler", "masked_head": "the head of masked tokens",
-    "unembedding": "the matrix of the output",
+    "unembedding": "the matrix of the output", "autoencoder": "the sparse autoencoder",
 }  # fmt: skip
 
 
@@ -58,15 +58,16 @@ def meaning(experiment: Experiment) -> tuple | None:
 def parts_of(cfg: ModelConfig) -> set[str]:
     """The parts that a model has."""
     untied = [] if cfg.tied else ["unembedding"]
-    return {*untied, *(name for name in ("outputs", "pooler", "masked_head") if getattr(cfg, name))}
+    return {*untied, *(name for name in PARTS if name != "unembedding" and getattr(cfg, name))}
 
 
 def new_and_dropped(experiment: Experiment, other: Origin) -> tuple[set[str], set[str]]:
     """(parts that are drawn from the seed, parts of the other model that are not taken over)."""
     ours, theirs = parts_of(experiment.model), parts_of(other.cfg)
-    if meaning(experiment) != other.meaning:
-        return ours - (theirs - {"outputs"}), theirs - (ours - {"outputs"})
-    return ours - theirs, theirs - ours
+    unlike = set() if meaning(experiment) == other.meaning else {"outputs"}
+    if experiment.model.autoencoder != other.cfg.autoencoder:
+        unlike.add("autoencoder")
+    return ours - (theirs - unlike), theirs - (ours - unlike)
 
 
 def alike(experiment: Experiment, other: Origin) -> ModelConfig:

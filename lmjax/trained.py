@@ -1,4 +1,4 @@
-"""Which parameters training changes: all of them, those that `freeze` leaves, or an adapter's.
+"""Which parameters training changes: all of them, those that `freeze` leaves, an adapter's, or an autoencoder's.
 
 The model is put together from these, `trained`, and from the frozen ones. Both are trees with the model's own paths;
 under the path of a weight that is adapted `trained` has A and B.
@@ -40,6 +40,10 @@ def parts(experiment) -> Parts:
 @functools.cache
 def _parts(cfg: ModelConfig, freeze: tuple[str, ...], adapter: LoRA | None) -> Parts:
     names = axes(cfg)
+    if cfg.autoencoder is not None:
+        if freeze or adapter:
+            raise UserError("model.autoencoder: nothing else is trained; expected no freeze and no adapter")
+        return Parts(frozenset(path for path in names if path.startswith("autoencoder/")), {})
     if adapter is None:
         trained = frozenset(names) - matched("freeze", freeze, names)
         if not trained:
@@ -138,7 +142,7 @@ def of_stored(experiment, kept: dict) -> tuple[dict, dict]:
 
 def told(experiment, trained: dict) -> list[str]:
     """What is trained, in a few words; empty where that is all."""
-    if experiment.adapter is None and not experiment.freeze:
+    if experiment.adapter is None and not experiment.freeze and not experiment.model.autoencoder:
         return []
     number, total = count(trained), count(abstract_params(experiment.model))
     how = "frozen ones apart"

@@ -17,6 +17,7 @@ from lmjax.data.batches import Rows
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
 from lmjax.sharding import local_rows, place_batch
+from lmjax.tasks.sparse_autoencoder import SparseAutoencoder
 from lmjax.tokenizers import Tokenizer
 
 # of what a task changes in rows that are evaluated; not the experiment's, so that runs are compared on the same
@@ -28,7 +29,7 @@ class HeldOut:
     """nats: sum over what is scored. tokens: how many tokens, or labels, these are. text_bytes: UTF-8 bytes of the
     whole text, where all of it is scored. correct: how many predictions are right, where the task counts them. figures:
     sums of what else it tells of them. labels: whether labels or pairs are predicted, of which nobody asks the
-    perplexity."""
+    perplexity. summary: what a task that predicts nothing tells in place of all that."""
 
     nats: float
     tokens: int
@@ -37,6 +38,7 @@ class HeldOut:
     correct: int | None = None
     figures: dict[str, float] | None = None
     labels: bool = False
+    summary: dict[str, float] | None = None
 
     @property
     def eval_loss(self) -> float:
@@ -58,6 +60,8 @@ class HeldOut:
 
     def metrics(self) -> dict[str, float]:
         figures = {"eval_loss": self.eval_loss}
+        if self.summary is not None:
+            return figures | self.summary
         if self.correct is not None:
             more = {name: value / self.tokens for name, value in (self.figures or {}).items()}
             figures |= {"accuracy": self.accuracy} | more
@@ -100,7 +104,11 @@ def held_out(
         correct = round(float(np.sum([loss.correct for loss in losses], dtype=np.float64)))
     if losses[0].figures is not None:
         figures = {
-            name: float(np.sum([loss.figures[name] for loss in losses], dtype=np.float64)) for name in losses[0].figures
+            name: np.sum([loss.figures[name] for loss in losses], axis=0, dtype=np.float64)
+            for name in losses[0].figures
         }
+        if isinstance(experiment.task, SparseAutoencoder):
+            return HeldOut(nats, tokens, None, read.protocol(), summary=experiment.task.summary(figures))
+        figures = {name: float(value) for name, value in figures.items()}
     labels = experiment.task.outputs > 0 or figures is not None
     return HeldOut(nats, tokens, read.text_bytes, read.protocol(), correct, figures, labels)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lmjax.models.attention import Auto, Kernel
+from lmjax.models.autoencoder import Autoencoder
 from lmjax.models.feedforward import Activation, Dense, Experts, FeedForward
 from lmjax.models.norms import LayerNorm, Norm
 from lmjax.models.positions import Learned, Positions, Rotary
@@ -38,6 +39,7 @@ class ModelConfig:
     sentences A and B); 0: none. masked_head: the activation of the layer that stands before the unembedding for
     predicting masked tokens; pooler: a layer over the first token (BERT, arXiv:1810.04805; models/heads.py). outputs:
     of a linear layer on hidden vectors, behind the pooler where there is one, as the task needs them; 0: there is none.
+    autoencoder: one beside the model, which computes nothing for it; where there is one, nothing else is trained.
 
     pattern: what each layer's attention sees, repeated over the layers: (Span(window=4096), Span()) alternates.
     out_bias: of the projection after attention; None: as bias, which is that of queries, keys and values.
@@ -85,6 +87,7 @@ class ModelConfig:
     masked_head: Activation | None = None
     pooler: bool = False
     outputs: int = 0
+    autoencoder: Autoencoder | None = None
     score_scale: float | None = None
     scale_by_layer: bool = False
     score_cap: float | None = None
@@ -130,6 +133,8 @@ class ModelConfig:
         if not self.norm_first and (self.parallel or self.post_norms):
             raise ValueError("norm_first is False; expected parallel and post_norms to be False too")
         self._check_encoder()
+        if self.autoencoder is not None and self.autoencoder.layer >= self.layers:
+            raise ValueError(f"autoencoder.site is {self.autoencoder.site}; expected a block below {self.layers}")
         for name in ("token_types", "outputs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")

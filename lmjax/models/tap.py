@@ -110,7 +110,9 @@ def stacked(inside: dict[int, dict[str, Patch]], layers: int, shapes: dict[str, 
 
 def _stack(patches: list[Patch], like: jax.ShapeDtypeStruct) -> Patch:
     def all_of(parts, dtype):
-        return jnp.stack([jnp.broadcast_to(jnp.asarray(part, dtype), like.shape) for part in parts])
+        # as large as the largest of them, with the axes of what stands there: many runs at one time have a mask each
+        shape = jnp.broadcast_shapes((1,) * len(like.shape), *map(jnp.shape, parts))
+        return jnp.stack([jnp.broadcast_to(jnp.asarray(part, dtype), shape) for part in parts])
 
     value = where = added = None
     if any(patch.value is not None for patch in patches):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lmjax.errors import UserError
 from lmjax.models import positions as pos
+from lmjax.models.autoencoder import AutoencoderLayer
 from lmjax.models.blocks import Block, Seen, stack
 from lmjax.models.cache import LayerCache, slots
 from lmjax.models.config import ModelConfig
@@ -59,6 +60,8 @@ class Transformer(nn.Module):
             self.pooler = Pooler(cfg)
         if cfg.outputs:
             self.outputs = Outputs(cfg)
+        if cfg.autoencoder:
+            self.autoencoder = AutoencoderLayer(cfg)
         self.dropout = nn.Dropout(cfg.dropout, deterministic=not self.training)
         if not cfg.tied and not self.has_variable("params", "packed_unembedding"):
             self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
@@ -79,6 +82,8 @@ class Transformer(nn.Module):
         for name in ("masked_head", "pooler", "outputs"):
             if getattr(self.cfg, name):
                 getattr(self, name)(hidden_BTD)
+        if self.cfg.autoencoder:
+            self.autoencoder(jnp.zeros((1, self.cfg.autoencoder.width(self.cfg))))
 
     def embed(
         self, tokens_BT, positions_BT, segments_BT, types_BT=None, source: Source | None = None, room: int | None = None
@@ -156,16 +161,17 @@ def with_source(cfg: ModelConfig, params, cache, source: Source):
 
 def hidden(
     cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT=None, *, types_BT=None, source: Source | None = None,
-    cache=None, dropout_key=None,
+    cache=None, dropout_key=None, patches: dict[str, Patch] | None = None,
 ):  # fmt: skip
     """(hidden_BTD, cache). With a dropout_key, dropout is on. Experts are dropless. types_BT: see `Transformer.embed`.
     source: of a decoder that has an encoder, where no cache has it (`with_source`). Layers that lie apart see no
-    dropout."""
+    dropout. patches: of such layers, as `captured`; attention weights are not among these sites."""
     _check_source(cfg, source, cache)
     tokens = (tokens_BT, positions_BT, segments_BT, types_BT, source)
     if isinstance(params["blocks"], tuple):
-        hidden_BTD, cache, _ = _layer_by_layer(cfg, params, tokens, cache)
+        hidden_BTD, cache, _ = _layer_by_layer(cfg, params, tokens, cache, patches)
         return hidden_BTD, cache
+    assert not patches, "stacked layers are patched by `captured`"
     hidden_BTD, cache, _ = _apply(cfg, params, dropout_key, *tokens, cache)
     return hidden_BTD, cache
 

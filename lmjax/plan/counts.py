@@ -17,6 +17,7 @@ PARTS = {
     "embedding": "embedding", "positions": ("positions", "relative"), "token types": "token_types",
     "attention": ("blocks/attention/", "blocks/cross_attention/"), "feed-forward": "blocks/feedforward/", "norms": "",
     "unembedding": "unembedding", "heads": ("masked_head", "pooler", "outputs"),
+    "autoencoder": "autoencoder/",
 }  # fmt: skip
 
 # what the probabilities of tokens are made by

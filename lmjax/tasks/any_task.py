@@ -14,5 +14,6 @@ from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.preferences import Preferences
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.tasks.span_qa import SpanQA
+from lmjax.tasks.sparse_autoencoder import SparseAutoencoder
 
-AnyTask = CausalLM | Chat | Classification | MaskedLM | Preferences | Seq2Seq | SpanQA
+AnyTask = CausalLM | Chat | Classification | MaskedLM | Preferences | Seq2Seq | SpanQA | SparseAutoencoder
