@@ -231,9 +231,14 @@ def _program(cfg: ModelConfig):
         last_BD = jnp.take_along_axis(hidden_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
         log_p_BV = jax.nn.log_softmax(transformer.logits(transformer.unembedding(cfg, params), last_BD, cfg.logit_cap))
         one, other = jnp.split(log_p_BV, 2)
-        middle = jnp.logaddexp(one, other) - jnp.log(2.0)
         tv = 0.5 * jnp.abs(jnp.exp(one) - jnp.exp(other)).sum(-1)
-        divergence = 0.5 * sum((jnp.exp(p) * (p - middle)).sum(-1) for p in (one, other)) / jnp.log(2.0)
+
+        def to_middle(log_p, log_q):
+            # p log(2 p / (p + q)), exact where both are near each other
+            apart = jnp.clip(log_q - log_p, -60.0, 60.0)
+            return -jnp.exp(log_p) * jnp.log1p(0.5 * jnp.expm1(apart))
+
+        divergence = 0.5 * (to_middle(one, other) + to_middle(other, one)).sum(-1) / jnp.log(2.0)
         # rounding can leave it a little below 0
         return jnp.stack([tv, jnp.sqrt(jnp.maximum(divergence, 0.0))], axis=1)
 

@@ -38,7 +38,7 @@ class _Batch(NamedTuple):
 
     index: np.ndarray
     tokens_BT: np.ndarray
-    lengths_B: np.ndarray
+    lengths_B1: np.ndarray
     at_BK: np.ndarray
     targets_BK: np.ndarray
 
@@ -127,22 +127,22 @@ def _batches(rows: Sequence[Hidden], context: int) -> Iterator[_Batch]:
 
 def _batch(index: np.ndarray, rows: list[Hidden], shape: tuple[int, int, int]) -> _Batch:
     B, T, K = shape
-    tokens_BT, lengths_B = np.zeros((B, T), np.int32), np.ones(B, np.int32)
+    tokens_BT, lengths_B1 = np.zeros((B, T), np.int32), np.ones((B, 1), np.int32)
     at_BK, targets_BK = np.zeros((B, K), np.int32), np.zeros((B, K), np.int32)
     for b, row in enumerate(rows):
-        tokens_BT[b, : len(row.tokens)], lengths_B[b] = row.tokens, len(row.tokens)
+        tokens_BT[b, : len(row.tokens)], lengths_B1[b] = row.tokens, len(row.tokens)
         at_BK[b, : len(row.at)], targets_BK[b, : len(row.at)] = row.at, row.targets
-    return _Batch(index, tokens_BT, lengths_B, at_BK, targets_BK)
+    return _Batch(index, tokens_BT, lengths_B1, at_BK, targets_BK)
 
 
 @functools.cache
 def _program(cfg: ModelConfig):
-    """(params, tokens_BT, lengths_B, at_BK, targets_BK) -> log_p_BK, compiled. The head is computed only where tokens
+    """(params, tokens_BT, lengths_B1, at_BK, targets_BK) -> log_p_BK, compiled. The head is computed only where tokens
     are hidden."""
 
-    def scores(params, tokens_BT, lengths_B, at_BK, targets_BK):
+    def scores(params, tokens_BT, lengths_B1, at_BK, targets_BK):
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        segments_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
+        segments_BT = (positions_BT < lengths_B1).astype(jnp.int32)
         hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, segments_BT)
         hidden_BKD = jnp.take_along_axis(hidden_BTD, at_BK[..., None], axis=1)
         logits_BKV = transformer.masked_logits(cfg, params, hidden_BKD)

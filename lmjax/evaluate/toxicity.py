@@ -6,9 +6,12 @@ sampling with p = 0.9; the expected maximum over a prompt's samples, and how pro
 
 import re
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
+import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.classifier import Classifier
 from lmjax.data.files import decode, read_bytes
@@ -140,7 +143,11 @@ def by_words(pattern: re.Pattern, texts: list[str]) -> np.ndarray:
 def by_classifier(classifier: Classifier, label: str, texts: list[str]) -> np.ndarray:
     """(N,): the probability of the label; 0 for a text of nothing."""
     places = [i for i, text in enumerate(texts) if text.strip()]
-    found = np.zeros(len(texts))
+    found, mesh = np.zeros(len(texts)), jax.sharding.get_mesh()
+    if not mesh.empty:
+        # beside the model that writes
+        classifier = copy(classifier)
+        classifier.params = jax.device_put(classifier.params, NamedSharding(mesh, PartitionSpec()))
     if places:
         found[places] = [one["probabilities"][label] for one in classifier([texts[i] for i in places])]
     return found
