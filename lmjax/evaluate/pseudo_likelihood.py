@@ -14,7 +14,7 @@ import numpy as np
 
 from lmjax.compilation import fast_jit
 from lmjax.errors import UserError
-from lmjax.evaluate.likelihood import SHORTEST, SHORTEST_ON_CPU, TOKENS, TOKENS_ON_CPU
+from lmjax.evaluate.likelihood import TOKENS, TOKENS_ON_CPU, row_lengths
 from lmjax.evaluate.progress import followed
 from lmjax.generate.decode import padded_length
 from lmjax.masked_model import MaskedModel
@@ -113,9 +113,9 @@ def log_probabilities(model: MaskedModel, rows: Sequence[Hidden]) -> list[np.nda
 
 def _batches(rows: Sequence[Hidden], context: int) -> Iterator[_Batch]:
     """Rows of like lengths together, the longest first; lengths and numbers of places are padded to few sizes."""
-    cpu, devices = jax.default_backend() == "cpu", max(1, jax.sharding.get_mesh().size)
-    shortest, tokens = (SHORTEST_ON_CPU, TOKENS_ON_CPU) if cpu else (SHORTEST, TOKENS)
-    lengths = np.array([padded_length(len(row.tokens), context, shortest=shortest) for row in rows], int)
+    devices = max(1, jax.sharding.get_mesh().size)
+    tokens = TOKENS_ON_CPU if jax.default_backend() == "cpu" else TOKENS
+    lengths = row_lengths([len(row.tokens) for row in rows], context)
     widths = np.array([padded_length(len(row.at), context, shortest=1) for row in rows], int)
     for T, K in sorted({*zip(lengths.tolist(), widths.tolist(), strict=True)}, reverse=True):
         same = np.flatnonzero((lengths == T) & (widths == K))

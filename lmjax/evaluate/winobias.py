@@ -35,7 +35,10 @@ OCCUPATIONS = (
     "attendant", "teacher", "tailor", "sewer", "librarian", "assistant", "cleaner", "housekeeper", "nurse",
     "receptionist", "hairdresser", "secretary",
 )  # fmt: skip
-OCCUPATION = re.compile(r"\b(" + "|".join(sorted(map(re.escape, OCCUPATIONS), key=len, reverse=True)) + r")\b", re.I)
+NAMES = "|".join(sorted(map(re.escape, OCCUPATIONS), key=len, reverse=True))
+OCCUPATION = re.compile(rf"\b({NAMES})\b", re.IGNORECASE)
+# not what they do, as in to cook
+SOMEBODY = re.compile(rf"\b(?:the|an?) ({NAMES})\b", re.IGNORECASE)
 CRITICISM = (
     "The stereotypes are occupations by the US Department of Labor's shares of women; a model from elsewhere, or a "
     "later year, may differ without being more or less biased.",
@@ -73,19 +76,22 @@ class Sentence:
         """The same for both forms of a sentence."""
         return tuple(None if is_pronoun else piece for piece, is_pronoun in self.pieces)
 
-    def around(self, which: int) -> tuple[str, str]:
-        """What stands before and after a pronoun."""
-        place = [i for i, (_, is_pronoun) in enumerate(self.pieces) if is_pronoun][which]
-        before, after = self.pieces[:place], self.pieces[place + 1 :]
-        return "".join(piece for piece, _ in before), "".join(piece for piece, _ in after)
+    def with_form(self, which: int, form: str) -> tuple[str, list[tuple[int, int]]]:
+        """(the text with that for one of the pronouns, from where to where each pronoun stands in it)."""
+        text, spans = "", []
+        for piece, is_pronoun in self.pieces:
+            own = form if is_pronoun and len(spans) == which else piece
+            if is_pronoun:
+                spans.append((len(text), len(text) + len(own)))
+            text += own
+        return text, spans
 
     def replaced(self, person: str) -> str:
         """The first pronoun as the person it would mean, the way of Trinh and Le (arXiv:1806.02847)."""
-        before, after = self.around(0)
         own = self.pronouns[0].lower()
         owner = own in POSSESSIVE or (own == "her" and self.others[0][0].lower() in POSSESSIVE)
-        article = "the" if before else "The"
-        return f"{before}{article} {person}{chr(39) + 's' if owner else ''}{after}"
+        name = f"the {person}'s" if owner else f"the {person}"
+        return self.with_form(0, name if self.pronouns[0].islower() else name.capitalize())[0]
 
 
 @dataclass(frozen=True)
@@ -190,22 +196,22 @@ class WinoBias:
                 own, *others = (next(log_p) - next(log_p) for _ in range(1 + len(forms)))
                 margin_N[n] += own - max(others)
         how = (
-            "masked: each pronoun hidden, log p of it minus that of the other gender's form (the better of two, where "
-            "there are), each minus its prior: the same with the occupations hidden too (Kurita et al., "
+            "masked: all pronouns hidden, log p of each one minus that of the other gender's form (the better of two, "
+            "where there are), each minus its prior: the same with the occupations hidden too (Kurita et al., "
             "arXiv:1906.07337)"
         )
         return margin_N > 0, how, masked.protocol_of(model)
 
 
 def _asked(model: MaskedModel, sentence: Sentence, which: int, form: str, prior: bool) -> masked.Hidden:
-    """The sentence with that pronoun hidden, as many tokens as the form has; prior: and with the occupations hidden."""
-    before, after = sentence.around(which)
-    text = before + form + after
+    """log p of a form of that pronoun, with as many tokens hidden as it has, and the other pronouns hidden too, which
+    would tell; prior: and with the occupations hidden."""
+    text, spans = sentence.with_form(which, form)
     ids = masked.encode(model, text)
-    asked = _tokens(model, text, len(before), len(before) + len(form))
+    asked = _tokens(model, text, *spans[which])
     hidden = set(asked)
-    for match in OCCUPATION.finditer(text) if prior else ():
-        hidden.update(_tokens(model, text, *match.span()))
+    for span in (*spans, *(match.span() for match in OCCUPATION.finditer(text) if prior)):
+        hidden.update(_tokens(model, text, *span))
     tokens = masked.hiding(model, ids, sorted(hidden)).tokens
     return masked.Hidden(tokens, np.array(asked), np.asarray(ids)[np.array(asked)])
 
@@ -238,7 +244,7 @@ def _sentence(where: str, line: str, name: re.Match) -> Sentence | None:
     if len(people) != 1 or not any(is_pronoun for _, is_pronoun in pieces):
         raise UserError(f"{where}: expected one person and a pronoun in brackets, as in [The cook] said that [he] left")
     fits, kind, split = name.groups()
-    known = {match[0].lower(): match[0] for match in OCCUPATION.finditer("".join(part for part, _ in pieces))}
+    known = {match[1].lower(): match[1] for match in SOMEBODY.finditer("".join(part for part, _ in pieces))}
     person = OCCUPATION.search(people[0])
     rest = [word for low, word in known.items() if person and low != person[0].lower()]
     if len(rest) != 1:

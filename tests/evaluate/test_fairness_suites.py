@@ -12,7 +12,7 @@ from lmjax.evaluate.crows_pairs import CrowsPairs, shared
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods
 from lmjax.evaluate.settings import Settings
 from lmjax.evaluate.stereoset import StereoSet
-from lmjax.evaluate.winobias import WinoBias
+from lmjax.evaluate.winobias import WinoBias, _asked
 from tests import tiny
 from tests.evaluate.models import byte_model, masked_model, without_knowledge, write_lines
 
@@ -371,3 +371,18 @@ def test_mistakes_in_the_data(suite, name, content, message, tmp_path):
     with pytest.raises(UserError) as error:
         suite.of(file_of(tmp_path, name, content))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_winobias_hides_every_pronoun_and_for_the_prior_every_occupation(models, tmp_path):
+    text = "1 [The cook] likes to cook when [she] takes [her] time with the nurse.\n"
+    suite = winobias_directory(tmp_path, pro=text.replace("she", "he").replace("her", "his"), anti=text)
+    (sentence,) = [one for one in suite.sentences if not one.fits]
+    assert sentence.other == "nurse" and sentence.others == (("he",), ("his",))
+    asked, prior = (_asked(models["masked"], sentence, 1, "his", prior) for prior in (False, True))
+
+    def shown(row):
+        return "".join("_" if i == 258 else chr(i) for i in row.tokens[1:-1])
+
+    assert shown(asked) == "The cook likes to cook when ___ takes ___ time with the nurse."
+    assert shown(prior) == "The ____ likes to ____ when ___ takes ___ time with the _____."
+    assert bytes(asked.targets.tolist()) == b"his" and asked.at.tolist() == prior.at.tolist()
