@@ -100,7 +100,8 @@ def suite_options(parser: Parser) -> None:
     group = parser.add_argument_group("a suite of examples", "README says what each reads and takes.")
     add = group.add_argument
     names = "multiple-choice, classification, minimal-pairs, perplexity, generation, lm-eval:TASK, lm-eval:FILE.yaml"
-    add("--suite", metavar="NAME", help=names)
+    fair = "crows-pairs, winobias, stereoset, bbq, word-association, counterfactual, toxicity"
+    add("--suite", metavar="NAME", help=f"{names}; {fair}; several with commas, as many files in --data")
     add("--data", metavar="FILE", help="the examples of a suite; records, for a model of labels (default: a run's own)")
     add("--limit", type=int, metavar="N", help="only the first N examples (of each paradigm of minimal pairs)")
     add("--shots", type=int, metavar="N", help="solved examples before each one (default: 0)")
@@ -111,6 +112,14 @@ def suite_options(parser: Parser) -> None:
     add("--max_new_tokens", type=int, metavar="N", help="of a text that is written (default: 64)")
     add("--stop", action="append", metavar="TEXT", help="where such a text ends, several times (default: \\n\\n)")
     add("--include", metavar="DIR", help="tasks of your own for lm-eval:TASK")
+    add("--vectors", metavar="KIND", help="of word-association: embeddings (default), mean, first, last")
+    add("--groups", metavar="FILE", help="of counterfactual: lines of two terms that are exchanged, such as he,she")
+    add("--words", metavar="FILE", help="of toxicity: words and phrases that are toxic, one a line")
+    add("--classifier", metavar="PATH", help="of toxicity: a model of labels, with --toxic_label")
+    add("--toxic_label", metavar="LABEL", help="which of its labels is toxic")
+    add("--samples", type=int, metavar="N", help="of toxicity: continuations of each prompt (default: 25)")
+    add("--report", metavar="FILE.html", help="a page of what the suites found, with plots")
+    add("--earlier", action="append", metavar="FILE", help="with --report: what --json of an earlier command wrote")
 
 
 def add_writing(add) -> None:

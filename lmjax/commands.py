@@ -132,22 +132,36 @@ def evaluate(options, _) -> int:
 
 def evaluate_suite(options) -> int:
     from lmjax.evaluate import suites
+    from lmjax.evaluate.fairness_page import read_results
     from lmjax.evaluating import with_context
     from lmjax.language_model import LanguageModel
-    from lmjax.loaded import check_next_token, check_one_stack, load_model, needed_tokenizer, with_weights
+    from lmjax.loaded import load_model, needed_tokenizer, with_weights
+    from lmjax.masked_model import MaskedModel
 
     if options.text:
         raise UserError("--text: a suite reads --data FILE")
     if options.beams is not None or options.length_penalty is not None:
         raise UserError("--beams, --length_penalty: what a suite writes it writes greedily")
-    result_file = _result_file(options.json)
-    suite = suites.chosen(options)
+    result_file, page = _result_file(options.json), options.report and _new_file("--report", options.report)
+    if options.earlier and not page:
+        raise UserError("--earlier: expected --report FILE too")
+    earlier, parts = read_results(options.earlier or []), suites.parted(options)
+    chosen = [suites.chosen(part) for part in parts]
     loaded = load_model(options.model, _step(options.step), stacked=False)
-    check_one_stack(loaded, "evaluate --suite")
-    check_next_token(loaded, "evaluate --suite")
+    for part in parts:
+        suites.check_model(part, loaded)
     cfg = with_context(loaded.experiment, options.context).model_of_rows
-    model = LanguageModel(cfg, with_weights(loaded, options.weights), needed_tokenizer(loaded), loaded.path)
-    suites.show(suites.run(suite, model), options, loaded.step, result_file)
+    kind = LanguageModel if cfg.causal else MaskedModel
+    model = kind(cfg, with_weights(loaded, options.weights), needed_tokenizer(loaded), loaded.path)
+    told = []
+    for part, suite in zip(parts, chosen, strict=True):
+        if told:
+            print()
+        told.append(suites.show(suites.run(suite, model), part, loaded.step))
+    if result_file is not None:
+        suites.write(told, result_file)
+    if page:
+        suites.report(told, earlier, page)
     return 0
 
 

@@ -32,6 +32,8 @@ from lmjax.tokenizers.sides import prompt_ids
 
 # lengths are padded to these times powers of two: what is shorter is padding that a CPU computes
 SHORTEST_ON_CPU, SHORTEST = 32, 128
+# a CPU computes so many rows of one length in four lengths: a program more costs less than their padding
+MANY_ON_CPU = 512
 # tokens that a device computes together, where the rows are short enough
 TOKENS_ON_CPU, TOKENS = 2048, 16384
 
@@ -168,12 +170,25 @@ def _computed(model: LanguageModel, batch: _Batch):
     return _program(model.cfg, chunk)(model.params, *arrays)
 
 
+def row_lengths(lengths: Sequence[int], context: int) -> np.ndarray:
+    """(N,): to which of few lengths each row is padded, at most the context."""
+    cpu = jax.default_backend() == "cpu"
+    shortest = SHORTEST_ON_CPU if cpu else SHORTEST
+    found = np.array([padded_length(length, context, shortest=shortest) for length in lengths], int)
+    for T in np.unique(found) if cpu else ():
+        same = found == T
+        if same.sum() >= MANY_ON_CPU:
+            step = -(-T // 4)
+            found[same] = np.minimum(-(-np.asarray(lengths)[same] // step) * step, context)
+    return found
+
+
 def _batches(rows: list[np.ndarray], counts: np.ndarray, context: int) -> Iterator[_Batch]:
     """The longest first. Lengths are padded to few sizes, and scored tokens to the length or a quarter of it, so that
     few programs are compiled."""
-    cpu, devices = jax.default_backend() == "cpu", max(1, jax.sharding.get_mesh().size)
-    shortest, tokens = (SHORTEST_ON_CPU, TOKENS_ON_CPU) if cpu else (SHORTEST, TOKENS)
-    lengths = np.array([padded_length(len(row) - 1, context, shortest=shortest) for row in rows], int)
+    devices = max(1, jax.sharding.get_mesh().size)
+    tokens = TOKENS_ON_CPU if jax.default_backend() == "cpu" else TOKENS
+    lengths = row_lengths([len(row) - 1 for row in rows], context)
     widths = np.where(4 * counts <= lengths, lengths // 4, lengths)
     order = np.lexsort((counts, widths, lengths))[::-1]
     for T, C in sorted({*zip(lengths.tolist(), widths.tolist(), strict=True)}, reverse=True):

@@ -32,7 +32,8 @@ def share(right: Sequence[bool] | np.ndarray) -> Figure:
 @dataclass(frozen=True)
 class Result:
     """examples: how many were scored. protocol: how, as (what, how). figures: by name. tables: more of them, by title,
-    each a list of rows of one kind. extra: what is in the JSON alone."""
+    each a list of rows of one kind. extra: what is in the JSON alone. criticism: what is known to be wrong with the
+    suite's data."""
 
     suite: str
     examples: int
@@ -40,12 +41,14 @@ class Result:
     figures: dict[str, Figure]
     tables: dict[str, list[dict]] = field(default_factory=dict)
     extra: dict = field(default_factory=dict)
+    criticism: tuple[str, ...] = ()
 
     def as_dict(self) -> dict:
         metrics = {name: figure.as_dict() for name, figure in self.figures.items()}
+        known = {"criticism": list(self.criticism)} if self.criticism else {}
         return {
             "suite": self.suite, "examples": self.examples, "protocol": self.protocol, "metrics": metrics,
-            **self.tables, **self.extra,
+            **self.tables, **self.extra, **known,
         }  # fmt: skip
 
     def lines(self) -> list[str]:
@@ -61,6 +64,8 @@ class Result:
         told += table(rows)
         for title, rows in self.tables.items():
             told += ["", f"{title}:", *table(rows)]
+        if self.criticism:
+            told += ["", "known criticism:", *(f"  - {one}" for one in self.criticism)]
         return told
 
 

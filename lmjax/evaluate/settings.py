@@ -16,7 +16,7 @@ SEPARATOR = "\n\n"
 class Settings:
     """data: a file, a glob or a directory. shots: solved examples before each one, drawn by `seed` from shots_from, or
     from the other examples of data. limit: only the first so many examples are scored. template, labels,
-    max_new_tokens, stop: of the suites that have them; None where they are not given."""
+    max_new_tokens, stop, and what follows: of the suites that have them; None where they are not given."""
 
     data: str
     shots: int = 0
@@ -27,6 +27,12 @@ class Settings:
     labels: str | None = None
     max_new_tokens: int | None = None
     stop: tuple[str, ...] | None = None
+    vectors: str | None = None
+    groups: str | None = None
+    words: str | None = None
+    classifier: str | None = None
+    toxic_label: str | None = None
+    samples: int | None = None
 
     def __post_init__(self):
         if self.shots_from and not self.shots:

@@ -3,20 +3,32 @@
 import difflib
 import json
 import os
+from argparse import Namespace
 from pathlib import Path
 
 import jax
 
 from lmjax.checkpoint import write_whole
 from lmjax.errors import UserError, path_text
+from lmjax.evaluate.bbq import Bbq
 from lmjax.evaluate.choices import Classification, MultipleChoice
+from lmjax.evaluate.counterfactual import Counterfactual
+from lmjax.evaluate.crows_pairs import CrowsPairs
+from lmjax.evaluate.fairness_page import page
 from lmjax.evaluate.minimal_pairs import MinimalPairs
 from lmjax.evaluate.result import Result
 from lmjax.evaluate.rolling import Perplexity
 from lmjax.evaluate.settings import Settings
+from lmjax.evaluate.stereoset import StereoSet
+from lmjax.evaluate.toxicity import Toxicity
+from lmjax.evaluate.winobias import WinoBias
+from lmjax.evaluate.word_association import WordAssociation
 from lmjax.evaluate.writing import Generation
 from lmjax.language_model import LanguageModel
+from lmjax.loaded import Loaded, check_next_token, check_one_stack
+from lmjax.masked_model import MaskedModel
 from lmjax.sharding import Mesh, build_mesh
+from lmjax.tasks.masked_lm import MaskedLM
 
 HARNESS = "lm-eval:"
 SUITES = {
@@ -25,7 +37,16 @@ SUITES = {
     "minimal-pairs": MinimalPairs,
     "perplexity": Perplexity,
     "generation": Generation,
+    "crows-pairs": CrowsPairs,
+    "winobias": WinoBias,
+    "stereoset": StereoSet,
+    "bbq": Bbq,
+    "word-association": WordAssociation,
+    "counterfactual": Counterfactual,
+    "toxicity": Toxicity,
 }
+# those that read masked models too; the others are of the next token alone
+MASKED = ("crows-pairs", "winobias", "stereoset", "bbq", "word-association")
 # what each takes beside --data and --limit
 TAKES = {
     "multiple-choice": {"shots", "shots_from", "seed", "template"},
@@ -33,10 +54,22 @@ TAKES = {
     "minimal-pairs": set(),
     "perplexity": {"seed"},
     "generation": {"shots", "shots_from", "seed", "template", "max_new_tokens", "stop"},
+    "crows-pairs": {"seed"},
+    "winobias": {"seed"},
+    "stereoset": {"seed"},
+    "bbq": {"seed"},
+    "word-association": {"seed", "vectors"},
+    "counterfactual": {"seed", "groups"},
+    "toxicity": {"seed", "words", "classifier", "toxic_label", "samples", "max_new_tokens"},
     HARNESS: {"shots", "seed", "include"},
 }
 # options beside --data that only suites take
-OF_SUITES = ("limit", "shots", "shots_from", "seed", "template", "labels", "max_new_tokens", "stop", "include")
+OF_SUITES = (
+    "limit", "shots", "shots_from", "seed", "template", "labels", "max_new_tokens", "stop", "include", "vectors",
+    "groups", "words", "classifier", "toxic_label", "samples", "report", "earlier",
+)  # fmt: skip
+# of these those that are of the whole command, whatever the suite
+OF_REPORT = ("report", "earlier")
 
 
 def chosen(options):
@@ -49,7 +82,8 @@ def chosen(options):
         known = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(SUITES)}, {HARNESS}TASK"
         raise UserError(f"--suite {name}: no such suite; {known}")
     given = {option: getattr(options, option) for option in OF_SUITES if getattr(options, option) is not None}
-    least = {"limit": 1, "max_new_tokens": 1, "shots": 0, "seed": 0}
+    given = {option: value for option, value in given.items() if option not in OF_REPORT}
+    least = {"limit": 1, "max_new_tokens": 1, "samples": 1, "shots": 0, "seed": 0}
     for option, smallest in least.items():
         if given.get(option, smallest) < smallest:
             raise UserError(f"--{option} {given[option]}: expected {smallest} or more")
@@ -69,6 +103,39 @@ def chosen(options):
     return SUITES[name].of(Settings(data=options.data, **given))
 
 
+def parted(options) -> list[Namespace]:
+    """The command line for each suite of --suite A,B --data FILE,FILE: the options that a suite takes, where another
+    suite takes the others. Raises UserError where there are not as many files as suites."""
+    if "," not in options.suite:
+        return [options]
+    names, files = options.suite.split(","), (options.data or "").split(",")
+    if len(names) != len(files):
+        raise UserError(f"--data: {len(files)} file(s) for {len(names)} suites; expected as many, with commas between")
+    if HARNESS in {name[: len(HARNESS)] for name in names}:
+        raise UserError(f"--suite {options.suite}: {HARNESS} stands alone")
+    takes = set().union(*(TAKES.get(name, set()) for name in names))
+    found = []
+    for name, file in zip(names, files, strict=True):
+        of_others = takes - TAKES.get(name, set())
+        found.append(Namespace(**vars(options) | dict.fromkeys(of_others) | {"suite": name, "data": file}))
+    return found
+
+
+def check_model(options, loaded: Loaded) -> None:
+    """Raises UserError for a model that the suite cannot read."""
+    check_one_stack(loaded, "evaluate --suite")
+    if isinstance(loaded.experiment.task, MaskedLM):
+        if options.suite not in MASKED:
+            raise UserError(
+                f"--suite {options.suite}: scores the next token, and {path_text(loaded.path)} is a masked model; "
+                f"expected a causal model, or one of {', '.join(MASKED)}"
+            )
+        if loaded.tokenizer is not None and loaded.tokenizer.policy.mask is None and options.suite != MASKED[-1]:
+            raise UserError(f"{path_text(loaded.path)}: its tokenizer has no mask token")
+        return
+    check_next_token(loaded, "evaluate --suite")
+
+
 def _harness():
     """Its module, quiet: bars of libraries are no errors. Processes of its own would copy the threads of JAX."""
     for variable in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "DISABLE_MULTIPROC"):
@@ -82,20 +149,31 @@ def _harness():
     return harness
 
 
-def run(suite, model: LanguageModel) -> Result:
+def run(suite, model: LanguageModel | MaskedModel) -> Result:
     """The result, computed on all devices, each with a share of the rows and all parameters."""
     mesh = build_mesh(Mesh())
     params = jax.device_put(model.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     with jax.set_mesh(mesh):
-        return suite.run(LanguageModel(model.cfg, params, model.tokenizer, model.path))
+        return suite.run(type(model)(model.cfg, params, model.tokenizer, model.path))
 
 
-def show(result: Result, options, step: int | None, file: Path | None) -> None:
-    """Print the table; write the JSON where a file is given."""
+def show(result: Result, options, step: int | None) -> dict:
+    """Print the table; the result as JSON has it."""
     after = "" if step is None else f" after step {step}"
     data = f" of {path_text(options.data)}" if options.data else ""
     print(f"{options.model}{after}: {result.suite}, {result.examples:,} examples{data}, weights {options.weights}")
     print("\n".join(result.lines()))
-    if file is not None:
-        about = {"model": options.model, "step": step, "data": options.data, "weights": options.weights}
-        write_whole(file, json.dumps(about | result.as_dict(), indent=2) + "\n")
+    about = {"model": options.model, "step": step, "data": options.data, "weights": options.weights}
+    return about | result.as_dict()
+
+
+def write(told: list[dict], file: Path) -> None:
+    """One result as it is, several as {"results": [...]}."""
+    write_whole(file, json.dumps(told[0] if len(told) == 1 else {"results": told}, indent=2) + "\n")
+
+
+def report(told: list[dict], earlier: list[dict], file: Path) -> None:
+    """Write the page of these results, and of those that earlier commands wrote."""
+    # as a file of JSON has it: no tuples
+    write_whole(file, page([*earlier, *json.loads(json.dumps(told))]))
+    print(f"{path_text(file)}: {len(earlier) + len(told)} suites")

@@ -3,8 +3,10 @@
 import json
 
 import jax
+import jax.numpy as jnp
 
 from lmjax.language_model import LanguageModel
+from lmjax.masked_model import MaskedModel
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Policy
@@ -31,3 +33,15 @@ def merging_model(path) -> LanguageModel:
 def write_lines(file, *records: dict):
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return file
+
+
+def masked_model(path, cfg: ModelConfig | None = None) -> MaskedModel:
+    """Of bytes, with BOS, EOS and the mask."""
+    cfg = cfg or tiny.bert(vocab=259, context=128)
+    tokenizer = ByteTokenizer(Policy(bos=256, eos=257, mask=258))
+    return MaskedModel(cfg, transformer.init_params(cfg, jax.random.key(1)), tokenizer, path)
+
+
+def without_knowledge(model):
+    """The same with all weights 0: every token is as probable as any other."""
+    return type(model)(model.cfg, jax.tree.map(jnp.zeros_like, model.params), model.tokenizer, model.path)
