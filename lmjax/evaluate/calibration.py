@@ -18,6 +18,7 @@ from lmjax.json_files import read_object
 from lmjax.places import Place
 from lmjax.tasks.calibration_metrics import (
     BINS,
+    TEMPERATURES,
     Calibration,
     at_coverage,
     calibration,
@@ -65,9 +66,13 @@ class Fit:
 
     def told(self) -> str:
         """As a user reads it."""
-        each = ", ".join(f"{name} {one.temperature:.4f}" for name, one in self.temperatures.items())
+        each = ", ".join(f"{name} {_number(one.temperature)}" for name, one in self.temperatures.items())
         nats = ", ".join(f"{one.nll_before:.4f} to {one.nll_after:.4f}" for one in self.temperatures.values())
         return f"temperature {each}, fitted on {self.examples:,} examples of {path_text(self.data)} (nats {nats})"
+
+
+def _number(temperature: float) -> str:
+    return f"{temperature:.4f}" + (" (no better than chance)" if temperature == TEMPERATURES[1] else "")
 
 
 @dataclass(frozen=True)

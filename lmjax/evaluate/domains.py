@@ -57,9 +57,8 @@ class Domains:
             domains, texts = map(list, zip(*found, strict=True))
             whole = Perplexity(self.settings, texts, [f"held-out document {i}" for i in range(1, len(texts) + 1)])
         scored, domain_N = whole.scored(model), np.array(domains)
-        rows = [
-            domain_row(whole, scored, domain, domain_N == domain, self.settings.by) for domain in np.unique(domain_N)
-        ]
+        names, by = np.unique(domain_N), self.settings.by
+        rows = [domain_row(whole, scored, name, domain_N == name, by) for name in names]
         result = whole.result(model, scored)
         of = "the run's held-out text" if self.settings.data is None else "the data"
         protocol = result.protocol | {"by": f"{by} of {of}, from the most to the least predictable"}

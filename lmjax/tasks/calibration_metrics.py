@@ -243,7 +243,8 @@ def at_coverage(curve: list[Covered], share: float) -> Covered:
 
 def fitted_temperature(log_p_NC: np.ndarray, true_N: np.ndarray) -> float:
     """The T with the least negative log-likelihood of softmax(log_p / T) (Guo et al., section 4.2), which is convex in
-    1 / T: the zero of its slope, by bisection. Raises UserError where there is none between 0.001 and 1000."""
+    1 / T: the zero of its slope between 0.001 and 1000, by bisection. Where the logarithms are no better than chance the
+    most even probabilities are best, and it is 1000. Raises UserError where the coldest would be best."""
     z_NC = np.asarray(log_p_NC, np.float64)
     z_NC = z_NC - z_NC.max(axis=1, keepdims=True)
     true_z_N, finite_NC = z_NC[np.arange(len(true_N)), true_N], np.where(np.isfinite(z_NC), z_NC, 0.0)
@@ -254,12 +255,13 @@ def fitted_temperature(log_p_NC: np.ndarray, true_N: np.ndarray) -> float:
 
     coldest, hottest = (math.log(1 / temperature) for temperature in TEMPERATURES)
     low, high = hottest, coldest
-    if not slope(math.exp(low)) < 0 < slope(math.exp(high)):
+    if slope(math.exp(low)) >= 0:
+        return TEMPERATURES[1]
+    if slope(math.exp(high)) <= 0:
         right = float((np.argmax(z_NC, axis=1) == true_N).mean())
         raise UserError(
-            f"no temperature between {TEMPERATURES[0]:g} and {TEMPERATURES[1]:g} is best for the {len(true_N)} "
-            f"examples to fit it on, of which {right:.0%} are right; expected more examples, some of them wrong, and "
-            "better than chance"
+            f"of the {len(true_N)} examples to fit it on {right:.0%} are right, and no temperature above "
+            f"{TEMPERATURES[0]:g} is best; expected more examples, some of them wrong"
         )
     for _ in range(80):
         middle = (low + high) / 2
