@@ -216,7 +216,7 @@ def protocol(judged: Judged) -> dict[str, str | None]:
     return {
         "calibration": f"softmax over the choices; ECE over {BINS} bins of equal width, intervals by bootstrap over "
         "the examples; of few examples ECE is too high by chance: see if_calibrated",
-        "temperature": judged.said,
+        "scaling": judged.said,
     }
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from lmjax.data.mixture import parts
-from lmjax.data.sources import OtherFiles, Source
-from lmjax.data.store import TokenStream, open_store, stream_of
+from lmjax.data.sources import Document, OtherFiles, Record, Source
+from lmjax.data.store import SPLITS, TokenStream, kept_store, open_store, stream_of
 from lmjax.errors import UserError, path_text
 from lmjax.experiment import Experiment
 from lmjax.places import Place
@@ -32,17 +32,15 @@ def streams(path: Place, suite: str, *, records: bool) -> tuple[list[TokenStream
             task = type(experiment.task).__name__
             raise UserError(f"--suite {suite}: {path_text(path)} was trained on records ({task}); expected a text")
         return tuple([_of_records(experiment, source, split, tokenizer) for source in sources] for split in SPLITS)
-    stores = [open_store(source, tokenizer) for source in sources]
     known = run.read_json("data.json")["fingerprints"]
+    # what is in the cache is what was trained on, whatever became of the text
+    stores = [kept_store(one) or open_store(source, tokenizer) for one, source in zip(known, sources, strict=True)]
     if [store.fingerprint for store in stores] != known:
         raise UserError(
             f"--suite {suite}: data.source of {path_text(path)} ({', '.join(map(name_of, sources))}) is another text "
             "than it was trained on"
         )
     return tuple([store.stream(split) for store in stores] for split in SPLITS)
-
-
-SPLITS = ("train", "held_out")
 
 
 def _of_records(experiment: Experiment, source: Source, split: str, tokenizer: Tokenizer) -> TokenStream:
@@ -64,18 +62,21 @@ def held_out_by(path: Place, field: str) -> Iterator[tuple[str, str]]:
         raise UserError(f"--by {field}: {path_text(path)} was trained for {task}; expected --data FILE")
     for number, (source, _) in enumerate(parts(experiment.data.source), 1):
         mine = f"{number}: {name_of(source)}"
-        values = {} if field == "source" else _values(source, field)
-        for split, document in source.split():
-            if split == "held_out" and document.text:
-                yield (mine if field == "source" else values[document.name]), document.text
+        for record, text in _held_out(source):
+            yield (mine if field == "source" else value_of(record, field)), text
 
 
-def _values(source: Source, field: str) -> dict[str, str]:
-    read = source.of_held_out() if isinstance(source.held_out, OtherFiles) else source
-    return {record.name: value_of(record, field) for record in read.records()}
+def _held_out(source: Source) -> Iterator[tuple[Record, str]]:
+    """(record, what of its document is held out), without those of which nothing is."""
+    apart = isinstance(source.held_out, OtherFiles)
+    for record in (source.of_held_out() if apart else source).records():
+        document = Document(record.name, record.text(source.field))
+        # a document's split does not depend on the others
+        parts = [("held_out", document)] if apart else source.held_out.split([document])
+        yield from ((record, part.text) for split, part in parts if split == "held_out" and part.text)
 
 
-def value_of(record, field: str) -> str:
+def value_of(record: Record, field: str) -> str:
     """A record's text or number in a field, as the name of a group. Raises UserError for anything else."""
     value = record.field(field)
     if not isinstance(value, str | int | float):

@@ -141,7 +141,8 @@ def lines(before: str, found: list[Piece], palette: Palette) -> Iterator[str]:
     if palette.colours is not None:
         yield shown(before) + "".join(palette.on(shown(p.text), level_of(p.probability)) for p in found)
         return
-    yield shown(before)
+    if before:
+        yield shown(before)
     for piece in found:
         yield f"{piece.probability:.4f}  {piece.text!r}"
 

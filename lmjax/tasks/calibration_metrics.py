@@ -243,8 +243,8 @@ def at_coverage(curve: list[Covered], share: float) -> Covered:
 
 def fitted_temperature(log_p_NC: np.ndarray, true_N: np.ndarray) -> float:
     """The T with the least negative log-likelihood of softmax(log_p / T) (Guo et al., section 4.2), which is convex in
-    1 / T: the zero of its slope between 0.001 and 1000, by bisection. Where the logarithms are no better than chance the
-    most even probabilities are best, and it is 1000. Raises UserError where the coldest would be best."""
+    1 / T: the zero of its slope between 0.001 and 1000, by bisection. Where the logarithms are no better than chance
+    the most even probabilities are best, and it is 1000. Raises UserError where the coldest would be best."""
     z_NC = np.asarray(log_p_NC, np.float64)
     z_NC = z_NC - z_NC.max(axis=1, keepdims=True)
     true_z_N, finite_NC = z_NC[np.arange(len(true_N)), true_N], np.where(np.isfinite(z_NC), z_NC, 0.0)

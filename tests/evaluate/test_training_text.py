@@ -193,6 +193,10 @@ def test_text_that_is_not_there_or_another_now(model, tmp_path):
     (tmp_path / "a.txt").unlink()
     with pytest.raises(UserError, match="no such file"):
         Memorization.of(settings()).run(moved)
+    # tokens that the cache has need no text
+    (model.path.parent / "train.jsonl").rename(tmp_path / "away")
+    assert Memorization.of(settings(prompt_tokens=GIVEN, max_new_tokens=WRITTEN)).run(model).examples == 20
+    (tmp_path / "away").rename(model.path.parent / "train.jsonl")
 
 
 def replace_path(model: LanguageModel, path) -> LanguageModel:

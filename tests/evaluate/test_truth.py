@@ -69,12 +69,12 @@ def test_a_temperature_of_a_suite_is_kept_for_its_task_and_step(model, file, tmp
     assert json.loads((tmp_path / NAME).read_text())["fits"] == [fit]
     assert fit["task"] == {"suite": "multiple-choice", "template": "Question: {question}\nAnswer:", "shots": 0}
     assert all(one["nll_after"] <= one["nll_before"] for one in fit["temperatures"].values())
-    assert f"kept in {tmp_path / NAME}" in result.protocol["temperature"]
+    assert f"kept in {tmp_path / NAME}" in result.protocol["scaling"]
 
     # all of the file, with the temperature that is kept; no answer changes
     whole = MultipleChoice.of(Settings(data=file))
     plain, used = whole.run(model), replace(whole, scaling=Scaling(tmp_path, 7)).run(model)
-    assert used.figures == plain.figures and "fitted on 6 examples of" in used.protocol["temperature"]
+    assert used.figures == plain.figures and "fitted on 6 examples of" in used.protocol["scaling"]
     assert [row["temperature"] for row in used.tables["calibration"]] == [
         t for one in fit["temperatures"].values() for t in (1.0, one["temperature"])
     ]
@@ -98,7 +98,7 @@ def test_a_model_that_is_no_run_keeps_nothing(model, file):
     result = replace(MultipleChoice.of(Settings(data=file, fit_temperature="0.5")), scaling=Scaling(fit="0.5")).run(
         model
     )
-    assert "the model is no run, and nothing keeps it" in result.protocol["temperature"]
+    assert "the model is no run, and nothing keeps it" in result.protocol["scaling"]
     log_p = np.log([[0.5, 0.5]])
     assert scaled(log_p, 3.0) == pytest.approx(log_p)
 
