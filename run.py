@@ -60,13 +60,11 @@ def parser_for(verb: str) -> Parser:
         kinds = ("float32", "bfloat16", "int8")
         add("--weights", default="float32", choices=kinds, help="fewer bytes to read a token (default: float32)")
     if verb == "evaluate":
-        search_options(add)
-        add("--text", metavar="FILE", help="plain text, or JSON lines with a `text` (default: a run's held-out text)")
-        add("--json", metavar="FILE", help="write the figures here too")
-        add("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
+        evaluate_options(add)
         suite_options(parser)
     if verb == "predict":
         search_options(add)
+        temperature_options(add)
         add("--input", required=True, metavar="FILE", help="JSON lines, a table, or a text of which each line is read")
         add("--output", required=True, metavar="FILE", help="JSON lines; FILE.partial until all records are done")
     if verb == "export":
@@ -90,6 +88,22 @@ def parser_for(verb: str) -> Parser:
     return parser
 
 
+def evaluate_options(add) -> None:
+    """Of a text, and of records."""
+    search_options(add)
+    add("--text", metavar="FILE", help="plain text, or JSON lines with a `text` (default: a run's held-out text)")
+    add("--json", metavar="FILE", help="write the figures here too")
+    add("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
+    what = "of labels and choices: fit one temperature on a file, or a share of the data, and keep it with the run"
+    add("--fit_temperature", metavar="FILE|SHARE", help=what)
+    temperature_options(add)
+
+
+def temperature_options(add) -> None:
+    """Of a run that keeps one."""
+    add("--uncalibrated", action="store_const", const=True, help="leave out the temperature that the run keeps")
+
+
 def search_options(add) -> None:
     """Of texts that a model writes for records."""
     add("--beams", type=int, metavar="K", help="of texts that are written: beams (default: the experiment's)")
@@ -99,7 +113,8 @@ def search_options(add) -> None:
 def suite_options(parser: Parser) -> None:
     group = parser.add_argument_group("a suite of examples", "README says what each reads and takes.")
     add = group.add_argument
-    names = "multiple-choice, classification, minimal-pairs, perplexity, generation, lm-eval:TASK, lm-eval:FILE.yaml"
+    names = "multiple-choice, classification, minimal-pairs, perplexity, generation, memorization, contamination, "
+    names += "lm-eval:TASK, lm-eval:FILE.yaml"
     fair = "crows-pairs, winobias, stereoset, bbq, word-association, counterfactual, toxicity"
     add("--suite", metavar="NAME", help=f"{names}; {fair}; several with commas, as many files in --data")
     add("--data", metavar="FILE", help="the examples of a suite; records, for a model of labels (default: a run's own)")
@@ -117,9 +132,14 @@ def suite_options(parser: Parser) -> None:
     add("--words", metavar="FILE", help="of toxicity: words and phrases that are toxic, one a line")
     add("--classifier", metavar="PATH", help="of toxicity: a model of labels, with --toxic_label")
     add("--toxic_label", metavar="LABEL", help="which of its labels is toxic")
-    add("--samples", type=int, metavar="N", help="of toxicity: continuations of each prompt (default: 25)")
     add("--report", metavar="FILE.html", help="a page of what the suites found, with plots")
     add("--earlier", action="append", metavar="FILE", help="with --report: what --json of an earlier command wrote")
+    add("--samples", type=int, metavar="N", help="of generation: texts that vote; of toxicity: of each prompt (25)")
+    add("--sample_temperature", type=float, metavar="T", help="with --samples (default: 0.7)")
+    add("--answer", metavar="REGEX", help="with --samples: what of a text votes: its last match's group, or all of it")
+    add("--by", metavar="FIELD", help="of perplexity: apart by a field of the lines, or file; a run's own text: source")
+    add("--prompt_tokens", type=int, metavar="P", help="of memorization: what is given (default: 50)")
+    add("--ngram", type=int, metavar="N", help="of contamination: tokens that both have in a row (default: 13)")
 
 
 def add_writing(add) -> None:
@@ -132,6 +152,7 @@ def add_writing(add) -> None:
     add("--top_p", type=float, default=1.0, metavar="P")
     add("--min_p", type=float, default=0.0, metavar="P")
     add("--seed", type=int, default=0, metavar="S")
+    add("--show", choices=("confidence",), help="each token's probability: colours on a terminal, else numbers")
     add("--beams", type=int, default=1, metavar="K", help="beam search among K texts (default: 1, none)")
     add("--length_penalty", type=float, default=1.0, metavar="A", help="log p / length^A (default: 1)")
 

@@ -157,7 +157,7 @@ def evaluate_suite(options) -> int:
     for part, suite in zip(parts, chosen, strict=True):
         if told:
             print()
-        told.append(suites.show(suites.run(suite, model), part, loaded.step))
+        told.append(suites.show(suites.run(suites.of_run(suite, loaded, part), model), part, loaded.step))
     if result_file is not None:
         suites.write(told, result_file)
     if page:
@@ -166,10 +166,8 @@ def evaluate_suite(options) -> int:
 
 
 def generate(options, _) -> int:
-    from functools import partial
-
+    from lmjax.generate import confidence, text
     from lmjax.generate.beam import way
-    from lmjax.generate.text import answers, continue_texts, written_for
     from lmjax.loaded import (
         check_next_token,
         check_one_stack,
@@ -188,20 +186,27 @@ def generate(options, _) -> int:
         raise UserError(f"--seed {options.seed}: expected a number from 0 to 2**31 - 1")
     loaded = load_model(options.model, _step(options.step), stacked=False)
     check_next_token(loaded, "generate")
-    params = apart(with_weights(loaded, options.weights))
-    write = answers if options.chat else continue_texts
+    cfg, params = loaded.experiment.model, apart(with_weights(loaded, options.weights))
+    tokenizer, prompts = needed_tokenizer(loaded), options.prompt or [""]
     if options.chat:
         check_one_stack(loaded, "--chat")
-    elif loaded.experiment.model.encoder_layers:
+        asked = text.messages(tokenizer, prompts)
+    elif cfg.encoder_layers:
         if not options.prompt:
             raise UserError("--prompt TEXT is needed: an encoder-decoder writes for a source")
-        write = partial(written_for, start=needed_start(loaded))
-    texts = write(
-        loaded.experiment, params, needed_tokenizer(loaded), options.prompt or [""],
-        max_new_tokens=options.max_new_tokens, how=how, seed=options.seed,
-    )  # fmt: skip
-    for text in texts:
-        print(text)
+        asked = text.sources(tokenizer, prompts, start=needed_start(loaded))
+    else:
+        asked = text.beginnings(tokenizer, prompts)
+    news = text.written(
+        cfg, params, tokenizer, asked, max_new_tokens=options.max_new_tokens, how=how, seed=options.seed
+    )
+    if options.show is None:
+        told = text.texts(tokenizer, asked, news)
+    else:
+        palette = confidence.Palette.of(os.environ, sys.stdout.isatty())
+        told = confidence.report(cfg, params, tokenizer, asked, news, palette)
+    for line in told:
+        print(line)
     return 0
 
 

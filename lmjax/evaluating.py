@@ -14,7 +14,9 @@ from lmjax.data.sources import Record
 from lmjax.data.store import stream_of
 from lmjax.data.windows import Windows
 from lmjax.errors import UserError, path_text
+from lmjax.evaluate.calibration import Scaling
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
+from lmjax.evaluate.labels import Labeller
 from lmjax.evaluate.predictors import predictor
 from lmjax.evaluate.preferences import referred
 from lmjax.experiment import Experiment
@@ -22,6 +24,7 @@ from lmjax.loaded import Loaded, load_model, needed_tokenizer, read_texts, with_
 from lmjax.places import Place, place
 from lmjax.sharding import Mesh, build_mesh
 from lmjax.tasks.chat import Chat
+from lmjax.tasks.classification import Classification
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.preferences import Preferences
 from lmjax.tasks.seq2seq import Seq2Seq
@@ -37,6 +40,7 @@ def run(options, step: int | str | None, result_file) -> int:
     """Prints the figures, and writes them to the file where there is one."""
     loaded = with_search(load_model(options.model, step), options.beams, options.length_penalty)
     task = loaded.experiment.task
+    scaling_of(loaded, options)
     if task.on_records and options.text:
         raise UserError(f"--text: {type(task).__name__} is evaluated on records; expected --data FILE")
     if not task.on_records and options.data:
@@ -49,10 +53,12 @@ def run(options, step: int | str | None, result_file) -> int:
     weights = "" if options.weights == "float32" else f", weights {options.weights}"
     if task.on_records and not isinstance(task, LIKELIHOOD):
         loaded = replace(loaded, experiment=with_context(loaded.experiment, options.context))
-        figures = on_records(loaded, given, options.weights)
+        figures, said = on_records(loaded, given, options.weights, scaling_of(loaded, options))
         print(f"{options.model}{after}: {given or 'its held-out records'}{weights}")
-        print("\n".join(figures.lines()))
+        print("\n".join([*([said] if said else []), *figures.lines()]))
         result = asdict(figures)
+        if isinstance(task, Classification):
+            result |= {"calibrations": [one.as_dict() for one in figures.calibrations], "temperature": said}
     else:
         score = on_examples if task.on_records else on_text
         scored = score(loaded, place(given) if given else loaded.held_out, options.weights, options.context)
@@ -115,22 +121,38 @@ def _scored(experiment: Experiment, params, tokenizer: Tokenizer, read: Rows) ->
         return held_out(experiment, compile_loss(experiment), params, read, mesh, tokenizer)
 
 
-def on_records(loaded: Loaded, given: str | None, weights: str):
-    """The figures of the run's task on a file of records. Raises UserError, with the file and the line."""
+def scaling_of(loaded: Loaded, options) -> Scaling:
+    """What is asked of temperature. Raises UserError for a model without probabilities of labels."""
+    task, asked = loaded.experiment.task, (options.fit_temperature, options.uncalibrated)
+    if not isinstance(task, Classification) and asked != (None, None):
+        name = "uncalibrated" if options.uncalibrated else "fit_temperature"
+        raise UserError(f"--{name}: a model of {type(task).__name__} has no probabilities of labels")
+    return Scaling(loaded.path if loaded.step is not None else None, loaded.step, asked[0], bool(asked[1]))
+
+
+def on_records(loaded: Loaded, given: str | None, weights: str, scaling: Scaling):
+    """(the figures of the run's task on a file of records, what to say of a temperature). Raises UserError, with the
+    file and the line."""
     experiment = loaded.experiment
     predict = predictor(experiment, needed_tokenizer(loaded))
     records = _records(experiment, given or loaded.held_out)
+    if isinstance(predict, Labeller):
+        records, fit_on = scaling.parted(records, 0)
+        if scaling.fit is not None and not fit_on:
+            fit_on = _records(experiment, scaling.fit, "--fit_temperature")
+        data = given or "its held-out records"
+        return predict.judged(with_weights(loaded, weights), records, fit_on, scaling, data)
     # what is wrong in the last record is told before anything is computed
     truth = predict.truth(records)
-    return predict.figures(truth, predict(with_weights(loaded, weights), records))
+    return predict.figures(truth, predict(with_weights(loaded, weights), records)), None
 
 
-def _records(experiment: Experiment, file: Place | str) -> list[Record]:
+def _records(experiment: Experiment, file: Place | str, option: str = "--data") -> list[Record]:
     source = read_as(experiment.data.source, str(file))
-    matching(source.path, "--data")
+    matching(source.path, option)
     records = list(source.records())
     if not records:
-        raise UserError(f"--data {path_text(file)}: there is no record in it")
+        raise UserError(f"{option} {path_text(file)}: there is no record in it")
     return records
 
 

@@ -15,11 +15,13 @@ from lmjax.data.files import read_bytes
 from lmjax.data.mixture import read_for
 from lmjax.data.sources import json_line
 from lmjax.errors import UserError, path_text
+from lmjax.evaluate.calibration import Fit, Scaling, at_temperature, task_of_labels
 from lmjax.evaluate.predictors import predictor
 from lmjax.evaluate.progress import followed
 from lmjax.evaluating import with_search
-from lmjax.loaded import identity, load_model, needed_tokenizer, with_weights
+from lmjax.loaded import Loaded, identity, load_model, needed_tokenizer, with_weights
 from lmjax.places import place
+from lmjax.tasks.classification import Classification
 
 # records that are done together
 PART = 256
@@ -43,7 +45,11 @@ def run(options, step: int | str | None, output: Path) -> int:
     records = list(read_for(experiment.task, experiment.data.source, options.input).records())
     if not records:
         raise UserError(f"--input {path_text(options.input)}: there is no record in it")
+    fit, said = _temperature(loaded, bool(options.uncalibrated))
+    if said:
+        print(said, flush=True)
     of = header(options, loaded.step)
+    of["temperature"] = None if fit is None else fit.temperatures["labels"].temperature
     predict = predictor(experiment, needed_tokenizer(loaded))
     params = with_weights(loaded, options.weights)
     try:
@@ -54,7 +60,7 @@ def run(options, step: int | str | None, output: Path) -> int:
             left = [records[i : i + PART] for i in range(done, len(records), PART)]
             for part in followed(left, len(records) - done, len):
                 first = [] if stream.tell() else [of]
-                stream.write("".join(map(json_line, [*first, *predict(params, part)])).encode())
+                stream.write("".join(map(json_line, [*first, *at_temperature(predict(params, part), fit)])).encode())
                 stream.flush()
                 os.fsync(stream.fileno())
     finally:
@@ -63,6 +69,18 @@ def run(options, step: int | str | None, output: Path) -> int:
     finish(partial, output)
     print(f"{path_text(output)}: {len(records):,} predictions")
     return 0
+
+
+def _temperature(loaded: Loaded, uncalibrated: bool) -> tuple[Fit | None, str | None]:
+    """(that the run keeps for its labels, what to say of it). Raises UserError where the file is damaged, or a model
+    without probabilities of labels is asked to leave it out."""
+    task = loaded.experiment.task
+    if not isinstance(task, Classification):
+        if uncalibrated:
+            raise UserError(f"--uncalibrated: a model of {type(task).__name__} has no probabilities of labels")
+        return None, None
+    run = loaded.path if loaded.step is not None else None
+    return Scaling(run, loaded.step, None, uncalibrated).found(task_of_labels(task.labels))
 
 
 def header(options, step: int | None) -> dict:

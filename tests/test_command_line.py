@@ -1,7 +1,9 @@
 """The command line as a user meets it: one line for a mistake, exit code 2, nothing written."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -189,6 +191,18 @@ def test_generate_and_evaluate_of_a_copied_run(trained, tmp_path, capsys):
     assert out.startswith("the ")
     assert command_line.main(["evaluate", "--model", str(moved), "--step", "best"]) == 0
     assert "eval_loss" in capsys.readouterr().out
+
+
+def test_generate_shows_how_probable_each_token_is(trained, capsys):
+    words = ["generate", "--model", str(trained / "run"), "--prompt", "the", "--max_new_tokens", "5"]
+    assert command_line.main([*words]) == 0
+    plain = capsys.readouterr().out
+    assert command_line.main([*words, "--show", "confidence"]) == 0
+    first, prompt, *rest, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("each line: the probability") and prompt == "the" and last.startswith("5 tokens")
+    told = [re.fullmatch(r"(\d\.\d{4})  ('.*')", line).groups() for line in rest]
+    assert "the" + "".join(ast.literal_eval(text) for _, text in told) == plain.removesuffix("\n")
+    assert all(0 < float(p) <= 1 for p, _ in told)
 
 
 def test_data_shows_windows_and_the_round_trip(place, capsys):

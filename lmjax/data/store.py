@@ -122,6 +122,12 @@ class Store:
         return TokenStream(tuple(shards), starts, entry["text_bytes"], self.manifest["bos"])
 
 
+def kept_store(name: str) -> Store | None:
+    """That with this fingerprint, where it is in the cache; its text is not read."""
+    directory = cache_root() / "tokens" / name
+    return Store(directory, reused=True) if (directory / "manifest.json").is_file() else None
+
+
 def open_store(source: Source, tokenizer: Tokenizer, known: str | None = None) -> Store:
     """The store of this source and tokenizer, made where it is not there yet. known: its fingerprint, as process 0
     found it; the text is then read only where the store is not in this host's cache. Raises UserError where that text

@@ -1,18 +1,25 @@
 """Suites in which the model chooses one of several texts by their likelihood: multiple choice, and classification."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lmjax.data.sources import Record
 from lmjax.data.templates import filled
 from lmjax.errors import UserError, at
+from lmjax.evaluate import calibration
+from lmjax.evaluate.calibration import Answered, Judged, Scaling
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
+from lmjax.evaluate.records import read
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import Settings, follows
 from lmjax.language_model import LanguageModel
 from lmjax.tasks.text_metrics import bootstrap, confusion, label_f1, macro_f1, wilson
 
+# of a choice, by which its log p is divided
+MEASURES = {"acc": lambda text: 1, "acc_norm": len, "acc_bytes": lambda text: len(text.encode())}
 QUESTION = "Question: {question}\nAnswer:"
 TEXT = "{text}\nLabel:"
 
@@ -41,6 +48,44 @@ def _scored(model: LanguageModel, items: list[Item]) -> tuple[list[np.ndarray], 
     return np.split(found.sums, np.cumsum([len(item.choices) for item in items])[:-1]), found.cut
 
 
+def _items(settings: Settings, make: Callable[[Record], Item]) -> tuple[list[Item], list[Item]]:
+    """(those that are reported on, those that a temperature is fitted on), with their shots. Raises UserError."""
+    records, pool = settings.records()
+    others = [make(record) for record in pool]
+    items = settings.with_shots([make(record) for record in records], others)
+    scaling = Scaling(fit=settings.fit_temperature, uncalibrated=bool(settings.uncalibrated))
+    if scaling.fit is None or scaling.share() is not None:
+        return scaling.parted(items, settings.seed)
+    return items, settings.with_shots([make(record) for record in read(scaling.fit, "--fit_temperature")], others)
+
+
+def _judged(
+    suite: "MultipleChoice | Classification",
+    scores: list[np.ndarray],
+    measures: dict[str, Callable],
+    task: dict[str, Any],
+) -> Judged:
+    """Calibration of softmax over the choices. scores: of the items, then of those to fit on."""
+    parts, N = (suite.items, suite.fit_items), len(suite.items)
+    answered = [
+        _answered(items, part, measures) for items, part in zip(parts, (scores[:N], scores[N:]), strict=True) if items
+    ]
+    settings, mark = suite.settings, [[item.context, item.choices, item.answer] for item in suite.fit_items]
+    return calibration.judge(
+        answered[0], task, suite.scaling, *answered[1:], data=settings.data, mark=calibration.fingerprint(mark),
+        seed=settings.seed,
+    )  # fmt: skip
+
+
+def _answered(items: list[Item], scores: list[np.ndarray], measures: dict[str, Callable]) -> Answered:
+    most, log_p = max(len(item.choices) for item in items), {}
+    for name, size in measures.items():
+        log_p[name] = np.full((len(items), most), -np.inf)
+        for row, item, values in zip(log_p[name], items, scores, strict=True):
+            row[: len(values)] = values / [size(choice) for choice in item.choices]
+    return Answered(log_p, np.array([item.answer for item in items]))
+
+
 @dataclass(frozen=True)
 class MultipleChoice:
     """Lines with `question` or `context`, `choices` (two texts or more) and `answer` (an index from 0, or one of the
@@ -49,33 +94,37 @@ class MultipleChoice:
     settings: Settings
     template: str
     items: list[Item]
+    fit_items: list[Item]
+    scaling: Scaling = Scaling()
 
     @staticmethod
     def of(settings: Settings) -> "MultipleChoice":
         """Raises UserError for lines that are not so."""
-        records, pool = settings.records()
-        template = settings.template or _usual(records[0])
-        items, others = ([_choice(record, template) for record in part] for part in (records, pool))
-        return MultipleChoice(settings, template, settings.with_shots(items, others))
+        template = settings.template or _usual(settings.records()[0][0])
+        return MultipleChoice(settings, template, *_items(settings, lambda record: _choice(record, template)))
 
     def run(self, model: LanguageModel) -> Result:
-        scores, cut = _scored(model, self.items)
-        measures = {"acc": lambda text: 1, "acc_norm": len, "acc_bytes": lambda text: len(text.encode())}
+        scores, cut = _scored(model, [*self.items, *self.fit_items])
         figures = {}
-        for name, size in measures.items():
+        for name, size in MEASURES.items():
             # the first of equals, as lm-eval's argmax
             chosen = [
                 int(np.argmax(values / [size(choice) for choice in item.choices]))
-                for values, item in zip(scores, self.items, strict=True)
+                for values, item in zip(scores[: len(self.items)], self.items, strict=True)
             ]
             figures[name] = share([i == item.answer for i, item in zip(chosen, self.items, strict=True)])
+        task = {"suite": "multiple-choice", "template": self.template, "shots": self.settings.shots}
+        judged = _judged(self, scores, MEASURES, task)
         protocol = {
             "scored_by": "log p of each choice after the context; acc_norm: over its characters, acc_bytes: its bytes",
             "template": self.template,
             **self.settings.protocol(),
+            **calibration.protocol(judged),
             **protocol_of(model, cut),
         }
-        return Result("multiple-choice", len(self.items), protocol, figures)
+        return Result(
+            "multiple-choice", len(self.items), protocol, figures, judged.tables(), judged.extra(), judged.drawn()
+        )
 
 
 def _usual(record: Record) -> str:
@@ -106,6 +155,8 @@ class Classification:
     template: str
     words: dict[str, str]
     items: list[Item]
+    fit_items: list[Item]
+    scaling: Scaling = Scaling()
 
     @staticmethod
     def of(settings: Settings) -> "Classification":
@@ -116,22 +167,25 @@ class Classification:
         words = _words(settings.labels) if settings.labels else {label: label for label in found}
         if len(words) < 2:
             raise UserError(f"one label, {next(iter(words))!r}; expected two or more, or --labels to name them")
-        items, others = ([_labelled(record, template, words) for record in part] for part in (records, pool))
-        return Classification(settings, template, words, settings.with_shots(items, others))
+        items = _items(settings, lambda record: _labelled(record, template, words))
+        return Classification(settings, template, words, *items)
 
     def run(self, model: LanguageModel) -> Result:
-        scores, cut = _scored(model, self.items)
+        scores, cut = _scored(model, [*self.items, *self.fit_items])
         true_N = np.array([item.answer for item in self.items])
-        predicted_N = np.argmax(np.stack(scores), axis=1)
+        predicted_N = np.argmax(np.stack(scores[: len(self.items)]), axis=1)
         names = list(self.words)
         counts_LL = confusion(true_N, predicted_N, len(names))
         figures = {"accuracy": share(true_N == predicted_N), "macro_f1": self._macro_f1(true_N, predicted_N, counts_LL)}
+        task = {"suite": "classification", "template": self.template, "words": self.words, "shots": self.settings.shots}
+        judged = _judged(self, scores, {"accuracy": lambda word: 1}, task)
         protocol = {
             "scored_by": "log p of each label's word after the text, summed",
             "template": self.template,
             "words": ", ".join(f"{label}: {word!r}" for label, word in self.words.items()),
             "intervals": "Wilson's; macro F1: bootstrap over the examples",
             **self.settings.protocol(),
+            **calibration.protocol(judged),
             **protocol_of(model, cut),
         }
         tables = {
@@ -140,8 +194,9 @@ class Classification:
                 {"true_label": name, **dict(zip(names, row, strict=True))}
                 for name, row in zip(names, counts_LL.tolist(), strict=True)
             ],
+            **judged.tables(),
         }
-        return Result("classification", len(self.items), protocol, figures, tables)
+        return Result("classification", len(self.items), protocol, figures, tables, judged.extra(), judged.drawn())
 
     def _macro_f1(self, true_N: np.ndarray, predicted_N: np.ndarray, counts_LL: np.ndarray) -> Figure:
         def statistic(index_RN: np.ndarray) -> np.ndarray:

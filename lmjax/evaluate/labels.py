@@ -1,12 +1,16 @@
 """The labels that a trained model gives to records."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 
 from lmjax.compilation import fast_jit
 from lmjax.data.sources import Record
+from lmjax.evaluate.calibration import Scaling, fingerprint, judge, of_predictions, task_of_labels
 from lmjax.evaluate.outputs import CHARACTERS, of_examples, unscored
 from lmjax.experiment import Experiment
+from lmjax.tasks.calibration_metrics import calibration
 from lmjax.tasks.label_metrics import LabelFigures, label_figures
 from lmjax.tokenizers import Tokenizer
 
@@ -43,7 +47,24 @@ class Labeller:
     def figures(self, truth: list[int], predictions: list[dict]) -> LabelFigures:
         labels = self.experiment.task.labels
         predicted = [labels.index(prediction["label"]) for prediction in predictions]
-        return label_figures(labels, np.array(truth), np.array(predicted))
+        (log_p_NC,) = of_predictions(predictions, truth).log_p.values()
+        figures = label_figures(labels, np.array(truth), np.array(predicted))
+        return replace(figures, calibrations=(calibration(log_p_NC, np.array(truth)),))
+
+    def judged(
+        self, params, records: list[Record], fit_on: list[Record], scaling: Scaling, data: str
+    ) -> tuple[LabelFigures, str | None]:
+        """(the figures of records, what to say of the temperature), which is fitted on others where there are some.
+        data: where they come from, in words. Raises UserError before anything is computed where a label is missing."""
+        truths = [self.truth(part) for part in (records, fit_on)]
+        predictions = self(params, records)
+        others = of_predictions(self(params, fit_on), truths[1]) if fit_on else None
+        judged = judge(
+            of_predictions(predictions, truths[0]), task_of_labels(self.experiment.task.labels), scaling, others,
+            data=data, mark=fingerprint([record.fields for record in fit_on]),
+        )  # fmt: skip
+        calibrations = tuple(one for _, one in judged.calibrations)
+        return replace(self.figures(truths[0], predictions), calibrations=calibrations), judged.said
 
     def told(self, record: Record, prediction: dict) -> str:
         """The text, its label, and the probability that the model gives to its own."""

@@ -32,8 +32,8 @@ def share(right: Sequence[bool] | np.ndarray) -> Figure:
 @dataclass(frozen=True)
 class Result:
     """examples: how many were scored. protocol: how, as (what, how). figures: by name. tables: more of them, by title,
-    each a list of rows of one kind. extra: what is in the JSON alone. criticism: what is known to be wrong with the
-    suite's data."""
+    each a list of rows of one kind. extra: what is in the JSON alone. drawn: lines that are printed alone, by title.
+    criticism: what is known to be wrong with the suite's data."""
 
     suite: str
     examples: int
@@ -42,6 +42,7 @@ class Result:
     tables: dict[str, list[dict]] = field(default_factory=dict)
     extra: dict = field(default_factory=dict)
     criticism: tuple[str, ...] = ()
+    drawn: dict[str, list[str]] = field(default_factory=dict)
 
     def as_dict(self) -> dict:
         metrics = {name: figure.as_dict() for name, figure in self.figures.items()}
@@ -63,7 +64,9 @@ class Result:
         ]
         told += table(rows)
         for title, rows in self.tables.items():
-            told += ["", f"{title}:", *table(rows)]
+            told += ["", f"{title.replace('_', ' ')}:", *table(rows)]
+        for title, lines in self.drawn.items():
+            told += ["", f"{title}:", *lines]
         if self.criticism:
             told += ["", "known criticism:", *(f"  - {one}" for one in self.criticism)]
         return told

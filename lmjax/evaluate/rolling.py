@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +16,26 @@ from lmjax.evaluate.result import Figure, Result
 from lmjax.evaluate.settings import Settings
 from lmjax.language_model import LanguageModel
 from lmjax.tasks.text_metrics import bootstrap
+
+
+def as_perplexity(nats: np.ndarray) -> np.ndarray:
+    """Of nats a word, byte or token; as much as a float holds."""
+    return np.exp(np.minimum(nats, 700.0))
+
+
+def as_bits(nats: np.ndarray) -> np.ndarray:
+    return nats / math.log(2)
+
+
+class Scored(NamedTuple):
+    """Of N texts. nats_N: minus log p of each. sizes: its words, bytes and scored tokens."""
+
+    nats_N: np.ndarray
+    sizes: dict[str, np.ndarray]
+
+    def of(self, here_N: np.ndarray) -> "Scored":
+        """Some of the texts."""
+        return Scored(self.nats_N[here_N], {unit: size_N[here_N] for unit, size_N in self.sizes.items()})
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,10 @@ class Perplexity:
         return Perplexity(settings, list(texts), list(places))
 
     def run(self, model: LanguageModel) -> Result:
+        return self.result(model, self.scored(model))
+
+    def scored(self, model: LanguageModel) -> Scored:
+        """Raises UserError where no token follows another."""
         # BOS is given and not scored
         ids = []
         for where, text in zip(self.places, self.texts, strict=True):
@@ -50,14 +76,17 @@ class Perplexity:
         scored = np.array([sum(len(pair.continuation) for pair in parts) for parts in pairs])
         if scored.sum() == 0:
             raise UserError(f"--data {path_text(self.settings.data)}: no token that follows another")
-        nats_N = -rolling_sums(model, pairs)
         sizes = {
             "word": np.array([len(re.split(r"\s+", text)) for text in self.texts]),
             "byte": np.array([len(text.encode()) for text in self.texts]),
             "token": scored,
         }
-        figures = {f"{unit}_perplexity": self._rate(nats_N, size_N, math.exp) for unit, size_N in sizes.items()}
-        figures["bits_per_byte"] = self._rate(nats_N, sizes["byte"], lambda nats: nats / math.log(2))
+        return Scored(-rolling_sums(model, pairs), sizes)
+
+    def result(self, model: LanguageModel, scored: Scored) -> Result:
+        """Of all texts together."""
+        figures = {f"{unit}_perplexity": self.rate(scored, unit, as_perplexity) for unit in scored.sizes}
+        figures["bits_per_byte"] = self.rate(scored, "byte", as_bits)
         protocol = {
             "scored_by": f"log p of every token once, in windows of {model.cfg.context} given the token before them, "
             "the last one of a text given as much as there is room for",
@@ -66,15 +95,16 @@ class Perplexity:
             "limit": self.settings.limit,
             **protocol_of(model),
         }
-        totals = {f"{unit}s": int(size.sum()) for unit, size in sizes.items()} | {"nats": float(nats_N.sum())}
+        totals = {f"{unit}s": int(size.sum()) for unit, size in scored.sizes.items()}
+        totals["nats"] = float(scored.nats_N.sum())
         return Result("perplexity", len(self.texts), protocol, figures, extra={"totals": totals})
 
-    def _rate(self, nats_N: np.ndarray, size_N: np.ndarray, unit) -> Figure:
-        """unit(all nats over all sizes); each text counts as much as it has."""
+    def rate(self, scored: Scored, per: str, unit: Callable[[np.ndarray], np.ndarray]) -> Figure:
+        """unit(all nats over all sizes of a kind); each text counts as much as it has."""
+        nats_N, size_N = scored.nats_N, scored.sizes[per]
 
         def statistic(index_RN: np.ndarray) -> np.ndarray:
-            rates = nats_N[index_RN].sum(1) / np.maximum(size_N[index_RN].sum(1), 1)
-            return np.array([unit(min(rate, 700.0)) for rate in rates])
+            return unit(nats_N[index_RN].sum(1) / np.maximum(size_N[index_RN].sum(1), 1))
 
         (value,) = statistic(np.arange(len(nats_N))[None])
         return Figure(float(value), *(bootstrap(statistic, len(nats_N), self.settings.seed) or (None, None)))

@@ -16,9 +16,9 @@ SEPARATOR = "\n\n"
 class Settings:
     """data: a file, a glob or a directory. shots: solved examples before each one, drawn by `seed` from shots_from, or
     from the other examples of data. limit: only the first so many examples are scored. template, labels,
-    max_new_tokens, stop, and what follows: of the suites that have them; None where they are not given."""
+    max_new_tokens, stop and those below: of the suites that have them; None where they are not given."""
 
-    data: str
+    data: str | None
     shots: int = 0
     shots_from: str | None = None
     seed: int = 0
@@ -33,6 +33,13 @@ class Settings:
     classifier: str | None = None
     toxic_label: str | None = None
     samples: int | None = None
+    fit_temperature: str | None = None
+    uncalibrated: bool | None = None
+    sample_temperature: float | None = None
+    answer: str | None = None
+    by: str | None = None
+    prompt_tokens: int | None = None
+    ngram: int | None = None
 
     def __post_init__(self):
         if self.shots_from and not self.shots:

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,10 +12,14 @@ import jax
 from lmjax.checkpoint import write_whole
 from lmjax.errors import UserError, path_text
 from lmjax.evaluate.bbq import Bbq
+from lmjax.evaluate.calibration import Scaling
 from lmjax.evaluate.choices import Classification, MultipleChoice
+from lmjax.evaluate.contamination import Contamination
 from lmjax.evaluate.counterfactual import Counterfactual
 from lmjax.evaluate.crows_pairs import CrowsPairs
+from lmjax.evaluate.domains import Domains
 from lmjax.evaluate.fairness_page import page
+from lmjax.evaluate.memorization import Memorization
 from lmjax.evaluate.minimal_pairs import MinimalPairs
 from lmjax.evaluate.result import Result
 from lmjax.evaluate.rolling import Perplexity
@@ -44,16 +49,22 @@ SUITES = {
     "word-association": WordAssociation,
     "counterfactual": Counterfactual,
     "toxicity": Toxicity,
+    "memorization": Memorization,
+    "contamination": Contamination,
 }
 # those that read masked models too; the others are of the next token alone
 MASKED = ("crows-pairs", "winobias", "stereoset", "bbq", "word-association")
+# those that read no file, and those that can do without one where an option says so
+WITHOUT_DATA = {"memorization": None, "perplexity": "by"}
+# of texts that vote
+OF_SAMPLES = {"samples", "sample_temperature", "answer"}
 # what each takes beside --data and --limit
 TAKES = {
-    "multiple-choice": {"shots", "shots_from", "seed", "template"},
-    "classification": {"shots", "shots_from", "seed", "template", "labels"},
+    "multiple-choice": {"shots", "shots_from", "seed", "template", "fit_temperature", "uncalibrated"},
+    "classification": {"shots", "shots_from", "seed", "template", "labels", "fit_temperature", "uncalibrated"},
     "minimal-pairs": set(),
-    "perplexity": {"seed"},
-    "generation": {"shots", "shots_from", "seed", "template", "max_new_tokens", "stop"},
+    "perplexity": {"seed", "by"},
+    "generation": {"shots", "shots_from", "seed", "template", "max_new_tokens", "stop"} | OF_SAMPLES,
     "crows-pairs": {"seed"},
     "winobias": {"seed"},
     "stereoset": {"seed"},
@@ -61,15 +72,20 @@ TAKES = {
     "word-association": {"seed", "vectors"},
     "counterfactual": {"seed", "groups"},
     "toxicity": {"seed", "words", "classifier", "toxic_label", "samples", "max_new_tokens"},
+    "memorization": {"seed", "prompt_tokens", "max_new_tokens"},
+    "contamination": {"seed", "template", "ngram"},
     HARNESS: {"shots", "seed", "include"},
 }
 # options beside --data that only suites take
 OF_SUITES = (
     "limit", "shots", "shots_from", "seed", "template", "labels", "max_new_tokens", "stop", "include", "vectors",
-    "groups", "words", "classifier", "toxic_label", "samples", "report", "earlier",
+    "groups", "words", "classifier", "toxic_label", "samples", "sample_temperature", "answer", "by", "prompt_tokens",
+    "ngram", "report", "earlier",
 )  # fmt: skip
 # of these those that are of the whole command, whatever the suite
 OF_REPORT = ("report", "earlier")
+# and those that a model of labels takes too
+OF_LABELS = ("fit_temperature", "uncalibrated")
 
 
 def chosen(options):
@@ -81,9 +97,11 @@ def chosen(options):
         near = difflib.get_close_matches(name, TAKES, n=1)
         known = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(SUITES)}, {HARNESS}TASK"
         raise UserError(f"--suite {name}: no such suite; {known}")
-    given = {option: getattr(options, option) for option in OF_SUITES if getattr(options, option) is not None}
-    given = {option: value for option, value in given.items() if option not in OF_REPORT}
-    least = {"limit": 1, "max_new_tokens": 1, "samples": 1, "shots": 0, "seed": 0}
+    asked = [option for option in (*OF_SUITES, *OF_LABELS) if option not in OF_REPORT]
+    given = {option: getattr(options, option) for option in asked if getattr(options, option) is not None}
+    # one text has no others to vote with
+    fewest = 2 if name == "generation" else 1
+    least = {"limit": 1, "max_new_tokens": 1, "shots": 0, "seed": 0, "samples": fewest, "prompt_tokens": 1, "ngram": 2}
     for option, smallest in least.items():
         if given.get(option, smallest) < smallest:
             raise UserError(f"--{option} {given[option]}: expected {smallest} or more")
@@ -93,14 +111,15 @@ def chosen(options):
         if options.data is not None:
             raise UserError(f"--data: the task of {HARNESS} says itself what it reads")
         return _harness().HarnessTask.of(name.removeprefix(HARNESS), **given)
-    if options.data is None:
+    if options.data is None and not (name in WITHOUT_DATA and WITHOUT_DATA[name] in (None, *given)):
         raise UserError(f"--suite {name}: expected --data FILE")
     # a shell passes \n as two characters
     if "template" in given:
         given["template"] = given["template"].replace("\\n", "\n")
     if "stop" in given:
         given["stop"] = tuple(stop.replace("\\n", "\n") for stop in given["stop"])
-    return SUITES[name].of(Settings(data=options.data, **given))
+    suite = Domains if "by" in given else SUITES[name]
+    return suite.of(Settings(data=options.data, **given))
 
 
 def parted(options) -> list[Namespace]:
@@ -147,6 +166,14 @@ def _harness():
             raise
         raise UserError(f"--suite {HARNESS}: needs lm-eval: python -m pip install -e '.[eval]'") from None
     return harness
+
+
+def of_run(suite, loaded, options):
+    """The suite with the temperature that the model keeps, where it chooses by probabilities. loaded: the model."""
+    if not isinstance(suite, MultipleChoice | Classification):
+        return suite
+    run = loaded.path if loaded.step is not None else None
+    return replace(suite, scaling=Scaling(run, loaded.step, options.fit_temperature, bool(options.uncalibrated)))
 
 
 def run(suite, model: LanguageModel | MaskedModel) -> Result:

@@ -1,6 +1,6 @@
 """Suites in which the model writes: the text that it continues a prompt with, against references."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -13,16 +13,20 @@ from lmjax.evaluate.likelihood import prefix_ids, protocol_of
 from lmjax.evaluate.progress import followed
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import SEPARATOR, Settings, follows
+from lmjax.generate.consistency import extracted, pattern, vote
 from lmjax.generate.many import write_all
 from lmjax.generate.sampling import Choice, choice
 from lmjax.language_model import LanguageModel
 from lmjax.models.config import ModelConfig
 from lmjax.tasks import text_metrics
+from lmjax.tasks.calibration_metrics import Ece, Risk, bins, diagram, equal_widths
 from lmjax.tasks.text_metrics import Interval, bootstrap, standard_error
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.sides import prompt_ids
 
 NEW_TOKENS = 64
+# of Wang et al. 2022, arXiv:2203.11171, section 3.1, for the largest of their models
+SAMPLE_TEMPERATURE = 0.7
 
 
 class WritingModel(NamedTuple):
@@ -103,6 +107,10 @@ class Generation:
         records, pool = settings.records()
         template = settings.template or "{prompt}"
         tasks, others = ([_task(record, template) for record in part] for part in (records, pool))
+        for option in ("sample_temperature", "answer"):
+            if settings.samples is None and getattr(settings, option) is not None:
+                raise UserError(f"--{option}: expected --samples K too")
+        pattern(settings.answer)
         return Generation(settings, template, settings.with_shots(tasks, others))
 
     def run(self, model: LanguageModel) -> Result:
@@ -112,8 +120,50 @@ class Generation:
         for task in self.tasks:
             with at(task.where):
                 prompts.append(ids_of(model, task.context))
+        if self.settings.samples is not None:
+            return self._voted(model, prompts, stops, room)
         written = write_until(model, prompts, stops, room, choice())
-        texts, references = [text.strip() for text in written.texts], [task.references for task in self.tasks]
+        return self._scored(
+            model, [text.strip() for text in written.texts], f"greedily, {_until(room, stops)}", written.cut
+        )
+
+    def _voted(self, model: LanguageModel, prompts: list[np.ndarray], stops: tuple[str, ...], room: int) -> Result:
+        """Of each prompt's samples the answer of most, and how many agree as its confidence."""
+        settings, K = self.settings, self.settings.samples
+        temperature = SAMPLE_TEMPERATURE if settings.sample_temperature is None else settings.sample_temperature
+        repeated = [ids for ids in prompts for _ in range(K)]
+        written = write_until(model, repeated, stops, room, choice(temperature=temperature), settings.seed)
+        answer = pattern(settings.answer)
+        samples = [written.texts[i : i + K] for i in range(0, len(repeated), K)]
+        answers = [[extracted(text, answer) for text in texts] for texts in samples]
+        votes = [vote(one) for one in answers]
+        how = f"{K} samples at temperature {temperature:g}, seed {settings.seed}, {_until(room, stops)}"
+        result = self._scored(model, [one.answer for one in votes], how, written.cut // K)
+        agreement_N = np.array([one.agreement for one in votes])
+        single = [
+            float(np.mean([text is not None and text_metrics.exact_match(text, task.references) for text in texts]))
+            for texts, task in zip(answers, self.tasks, strict=True)
+        ]
+        right_N = np.array(
+            [text_metrics.exact_match(one.answer, task.references) for one, task in zip(votes, self.tasks, strict=True)]
+        )
+        error, risk = Ece(agreement_N, right_N, equal_widths()), Risk(agreement_N, right_N)
+        more = {"single_exact_match": self._mean(single), "agreement": self._mean(agreement_N.tolist())}
+        for name, statistic in (("ece_of_agreement", error), ("aurc_of_agreement", risk)):
+            more[name] = Figure(statistic.value, *(bootstrap(statistic, len(votes), settings.seed) or (None, None)))
+        protocol = {
+            "answer": settings.answer or "the whole text",
+            "vote": "of answers that SQuAD's normalisation makes equal, the most frequent one; agreement: its share of "
+            "the samples; single_exact_match: the mean of one sample",
+        }
+        drawn = {"reliability of agreement": diagram(bins(agreement_N, right_N, equal_widths()))}
+        return replace(
+            result, figures=result.figures | more, protocol=protocol | result.protocol, drawn=drawn,
+            extra=result.extra | {"agreement": agreement_N.tolist(), "samples": samples},
+        )  # fmt: skip
+
+    def _scored(self, model: LanguageModel, texts: list[str], how: str, cut: int) -> Result:
+        references = [task.references for task in self.tasks]
         both = list(zip(texts, references, strict=True))
         bleu, chrf = text_metrics.bleu(texts, references), text_metrics.chrf(texts, references)
         figures = {
@@ -123,14 +173,14 @@ class Generation:
             "chrf": Figure(chrf.score, chrf.stderr, chrf.interval),
         }
         protocol = {
-            "written": f"greedily, up to {room} tokens, an end token or {', '.join(map(repr, stops)) or 'no string'}",
+            "written": how,
             "template": self.template,
             "exact_match_and_f1": "SQuAD v1.1's, the best of the references",
             "bleu": bleu.signature,
             "chrf": chrf.signature,
             "intervals": "exact match: Wilson's; the others: bootstrap over the examples",
             **self.settings.protocol(),
-            **protocol_of(model, written.cut),
+            **protocol_of(model, cut),
         }
         return Result("generation", len(self.tasks), protocol, figures, extra={"texts": texts})
 
@@ -139,6 +189,10 @@ class Generation:
         found = bootstrap(lambda index_RN: array[index_RN].mean(1), len(array), self.settings.seed)
         interval: Interval | None = found and found[1]
         return Figure(float(array.mean()), standard_error(array), interval)
+
+
+def _until(room: int, stops: tuple[str, ...]) -> str:
+    return f"up to {room} tokens, an end token or {', '.join(map(repr, stops)) or 'no string'}"
 
 
 def _task(record: Record, template: str) -> Task:

@@ -1,56 +1,66 @@
 """Texts in, texts out."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
 from lmjax.generate.beam import Beam, write
 from lmjax.generate.sampling import Choice, choice
+from lmjax.models.config import ModelConfig
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.chat import chat_ids, stops_of
 from lmjax.tokenizers.sides import prompt_ids, source_ids
 
+NOTHING = np.zeros(0, np.int32)
 
-def answers(
-    experiment: Experiment, params, tokenizer: Tokenizer, prompts: list[str], *, max_new_tokens: int,
-    how: Choice | Beam, seed: int = 0,
-) -> list[str]:  # fmt: skip
-    """What the model answers to each prompt as a user's message. Raises UserError as `chat_ids` and `generate`."""
+
+class Asked(NamedTuple):
+    """What is written after. prompts: ids. shown: of each what stands before the new text where that is read: the
+    prompt of a text that is continued, nothing of a message or a source. stops: tokens that end a text. sources: of an
+    encoder-decoder, ids."""
+
+    prompts: list[np.ndarray]
+    shown: list[np.ndarray]
+    stops: tuple[int, ...]
+    sources: list[np.ndarray] | None = None
+
+
+def messages(tokenizer: Tokenizer, prompts: list[str]) -> Asked:
+    """Each prompt as a user's message. Raises UserError as `chat_ids`."""
     ids = [chat_ids(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
-    stops, known = stops_of(tokenizer), tokenizer.vocab_size
-    news = write(experiment.model, params, ids, how, max_new_tokens=max_new_tokens, seed=seed, stops=stops, known=known)
-    return [tokenizer.decode(new) for new in news]
+    return Asked(ids, [NOTHING] * len(ids), stops_of(tokenizer))
 
 
-def continue_texts(
-    experiment: Experiment, params, tokenizer: Tokenizer, prompts: list[str], *, max_new_tokens: int,
-    how: Choice | Beam, seed: int = 0,
-) -> list[str]:  # fmt: skip
-    """Each prompt with what the model writes after it, up to the tokenizer's EOS. Raises UserError as `generate`."""
+def beginnings(tokenizer: Tokenizer, prompts: list[str]) -> Asked:
+    """Each prompt as the beginning of a text."""
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
-    return _written(experiment, params, tokenizer, ids, max_new_tokens=max_new_tokens, how=how, seed=seed)
+    return Asked(ids, ids, tokenizer.policy.stops)
 
 
-def _written(experiment, params, tokenizer: Tokenizer, ids: list[np.ndarray], **settings) -> list[str]:
-    """The texts of these ids and of what the model writes after them."""
-    stops, known = tokenizer.policy.stops, tokenizer.vocab_size
-    news = write(experiment.model, params, ids, stops=stops, known=known, **settings)
-    # decoded together: a character may begin in the prompt and end after it
-    return [tokenizer.decode(np.concatenate([old, new])) for old, new in zip(ids, news, strict=True)]
+def sources(tokenizer: Tokenizer, texts: list[str], *, start: int) -> Asked:
+    """Each text as what an encoder reads; the decoder begins with the id `start`."""
+    starts = [np.array([start], np.int32)] * len(texts)
+    read = [source_ids(text, tokenizer) for text in texts]
+    return Asked(starts, [NOTHING] * len(texts), tokenizer.policy.stops, read)
 
 
-def written_for(
-    experiment: Experiment, params, tokenizer: Tokenizer, sources: list[str], *, start: int, max_new_tokens: int,
-    how: Choice | Beam, seed: int = 0,
-) -> list[str]:  # fmt: skip
-    """What an encoder-decoder writes for each source, beginning with the id `start`. Raises UserError as `generate`."""
-    ids, starts = [source_ids(text, tokenizer) for text in sources], [np.array([start], np.int32)] * len(sources)
-    stops, known = tokenizer.policy.stops, tokenizer.vocab_size
-    news = write(
-        experiment.model, params, starts, how, max_new_tokens=max_new_tokens, seed=seed, stops=stops, known=known,
-        sources=ids,
+def written(
+    cfg: ModelConfig, params, tokenizer: Tokenizer, asked: Asked, *, max_new_tokens: int, how: Choice | Beam,
+    seed: int = 0,
+) -> list[np.ndarray]:  # fmt: skip
+    """The new ids. Raises UserError as `generate`."""
+    return write(
+        cfg, params, asked.prompts, how, max_new_tokens=max_new_tokens, seed=seed, stops=asked.stops,
+        known=tokenizer.vocab_size, sources=asked.sources,
     )  # fmt: skip
-    return [tokenizer.decode(new) for new in news]
+
+
+def texts(tokenizer: Tokenizer, asked: Asked, news: list[np.ndarray]) -> list[str]:
+    """The new ids as texts, with what is shown before them."""
+    # decoded together: a character may begin in the prompt and end after it
+    return [tokenizer.decode(np.concatenate([old, new])) for old, new in zip(asked.shown, news, strict=True)]
 
 
 def sample(experiment: Experiment, params, tokenizer: Tokenizer) -> str:
@@ -66,5 +76,7 @@ def sample(experiment: Experiment, params, tokenizer: Tokenizer) -> str:
     ids = ids[: experiment.model.context - 1]
     how = choice(temperature=sampling.temperature, top_k=sampling.top_k)
     room = min(sampling.max_new_tokens, experiment.model.context - len(ids))
-    (text,) = _written(experiment, params, tokenizer, [ids], max_new_tokens=room, how=how, seed=experiment.seed)
+    asked = Asked([ids], [ids], tokenizer.policy.stops)
+    news = written(experiment.model, params, tokenizer, asked, max_new_tokens=room, how=how, seed=experiment.seed)
+    (text,) = texts(tokenizer, asked, news)
     return text

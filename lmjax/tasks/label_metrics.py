@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.tasks.calibration_metrics import Calibration, diagram
 from lmjax.tasks.text_metrics import bootstrap, confusion, label_f1, macro_f1, wilson, within
 
 CORNER = "true \\ predicted"
@@ -12,7 +13,8 @@ CORNER = "true \\ predicted"
 @dataclass(frozen=True)
 class LabelFigures:
     """confusion: [true][predicted] counts, in the order of labels. accuracy_interval: Wilson's; macro_f1_interval: by
-    bootstrap over the records, None of one record."""
+    bootstrap over the records, None of one record. calibrations: of the probabilities as they are and, where the run
+    keeps a temperature, with that; empty where only labels are known."""
 
     labels: tuple[str, ...]
     confusion: list[list[int]]
@@ -21,6 +23,7 @@ class LabelFigures:
     f1: dict[str, float]
     macro_f1: float
     macro_f1_interval: tuple[float, float] | None
+    calibrations: tuple[Calibration, ...] = ()
 
     def metrics(self) -> dict[str, float]:
         return {"accuracy": self.accuracy, "macro_f1": self.macro_f1}
@@ -36,6 +39,8 @@ class LabelFigures:
                 "  ".join(f"{cell:>{width}}" for cell in row)
                 for row in ((CORNER, *self.labels), *zip(self.labels, *zip(*self.confusion, strict=True), strict=True))
             ),
+            *(line for one in self.calibrations for line in one.lines()),
+            *(line for one in self.calibrations[-1:] for line in (*one.selective_lines(), *diagram(one.reliability))),
         ]
 
 

@@ -219,7 +219,7 @@ QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
     ("suite", "content", "more", "message"),
     [
         ("multiple-choise", "", [], "--suite multiple-choise: no such suite; did you mean multiple-choice?"),
-        ("qq", "", [], "no such suite; expected one of multiple-choice, classification, minimal-pairs, perplexity, generation, lm-eval:TASK"),
+        ("qq", "", [], "no such suite; expected one of multiple-choice, classification, minimal-pairs, perplexity, generation, "),
         ("multiple-choice", "", [], "d.jsonl: no example in it; expected lines of JSON"),
         ("multiple-choice", QUESTION + '{"question": \n', [], "d.jsonl:2: not JSON: "),
         ("multiple-choice", "[" * 100_000, [], "d.jsonl:1: not JSON: "),

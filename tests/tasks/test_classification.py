@@ -159,6 +159,7 @@ def test_a_run_from_tables_to_figures(tmp_path, capsys, monkeypatch):
     assert own["accuracy"] == pytest.approx(last["accuracy"])
     assert command_line.main([*words, "--data", str(tmp_path / "test.tsv")]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["accuracy"] > 0.9
+    a_temperature_is_fitted_kept_and_used(words, tmp_path, capsys)
     (tmp_path / "bad.tsv").write_text("g g\tgood\nb\tpoor\n")
     for path, message in (("none.tsv", "none.tsv: no such file"), ("", ": is a directory; expected a file, or a glob")):
         capsys.readouterr()
@@ -182,6 +183,63 @@ def test_a_run_from_tables_to_figures(tmp_path, capsys, monkeypatch):
     assert "export: task.pooling is mean" in capsys.readouterr().err
     assert command_line.main([*words, "--text", str(tmp_path / "text.txt")]) == 2
     assert "--text: Classification is evaluated on records" in capsys.readouterr().err
+
+
+def a_temperature_is_fitted_kept_and_used(words, tmp_path, capsys):
+    # some labels are wrong, so that the model is too sure
+    for name, seed in (("fit", 3), ("noisy", 4)):
+        lines = table(200, seed).splitlines()
+        swapped = [x.replace("good", "x").replace("bad", "good").replace("x", "bad") for x in lines[::7]]
+        lines[::7] = swapped
+        (tmp_path / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+
+    def evaluated(*more):
+        assert command_line.main([*words, "--data", str(tmp_path / "noisy.tsv"), *more]) == 0
+        return json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
+
+    def predicted(*more):
+        (tmp_path / "p.jsonl").unlink(missing_ok=True)
+        command = ["predict", "--model", words[2], "--input", str(tmp_path / "noisy.tsv"), "--output"]
+        assert command_line.main([*command, str(tmp_path / "p.jsonl"), *more]) == 0
+        return [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()], capsys.readouterr().out
+
+    before, _ = evaluated()
+    plain, _ = predicted()
+    assert before["temperature"] is None and len(before["calibrations"]) == 1
+    fitted, out = evaluated("--fit_temperature", str(tmp_path / "fit.tsv"))
+    (fit,) = json.loads((tmp_path / "moved" / "temperature.json").read_text())["fits"]
+    t = fit["temperatures"]["labels"]["temperature"]
+    assert (fit["step"], fit["data"]) == (60, str(tmp_path / "fit.tsv")) and f"temperature labels {t:.4f}" in out
+    assert fit["temperatures"]["labels"]["nll_after"] < fit["temperatures"]["labels"]["nll_before"]
+    # it changes no answer, and is the power of each probability
+    used, out = evaluated()
+    assert [one["temperature"] for one in used["calibrations"]] == [1, t] and "temperature.json" in out
+    assert used["confusion"] == before["confusion"] and used["calibrations"] == fitted["calibrations"]
+    assert used["calibrations"][0] == before["calibrations"][0]
+    scaled, out = predicted()
+    assert f"temperature labels {t:.4f}" in out
+    for one, other in zip(plain, scaled, strict=True):
+        powers = np.array(list(one["probabilities"].values())) ** (1 / t)
+        assert list(other["probabilities"].values()) == pytest.approx((powers / powers.sum()).tolist(), rel=1e-6)
+        assert one["label"] == other["label"]
+    assert predicted("--uncalibrated")[0] == plain
+    left_out, out = evaluated("--uncalibrated")
+    assert left_out["calibrations"] == before["calibrations"] and "is left out" in out
+    # nor is it another checkpoint's
+    assert "has one of step 60" in evaluated("--step", "30")[1]
+    shared, _ = evaluated("--fit_temperature", "0.25")
+    kept = json.loads((tmp_path / "moved" / "temperature.json").read_text())["fits"]
+    count = shared["calibrations"][0]["examples"] + kept[0]["examples"]
+    assert len(kept) == 1 and kept[0]["examples"] == round(count / 4) and count == len(plain)
+    for value, message in (("1.5", "a share above 0"), ("0.0001", "examples that is 0"), ("no", "no: no such file")):
+        assert command_line.main([*words, "--fit_temperature", value]) == 2
+        assert message in capsys.readouterr().err
+    assert command_line.main([*words, "--fit_temperature", "0.5", "--uncalibrated"]) == 2
+    assert "--fit_temperature and --uncalibrated: expected one of them" in capsys.readouterr().err
+    (tmp_path / "moved" / "temperature.json").write_text('{"fits": [{}]}')
+    assert command_line.main([*words]) == 2
+    assert "temperature.json: damaged" in capsys.readouterr().err
+    (tmp_path / "moved" / "temperature.json").unlink()
 
 
 def test_token_dropout_leaves_out_tokens_of_training_only():

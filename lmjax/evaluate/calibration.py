@@ -1,0 +1,262 @@
+"""Calibration of what a model chooses among, and the temperature that a run keeps for it (`temperature.json`).
+
+One temperature is fitted by the likelihood of examples that are not reported on, and belongs to a task and to the
+checkpoint that it was fitted with: elsewhere it is not used.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmjax.checkpoint import write_whole
+from lmjax.errors import UserError, path_text
+from lmjax.json_files import read_object
+from lmjax.places import Place
+from lmjax.tasks.calibration_metrics import (
+    BINS,
+    TEMPERATURES,
+    Calibration,
+    at_coverage,
+    calibration,
+    diagram,
+    fitted_temperature,
+    scaled,
+)
+
+NAME = "temperature.json"
+LIMIT = 1 << 20
+# of a probability that float64 has as 0
+LEAST = 1e-300
+# shares of the examples in the printed table
+SHOWN = tuple(k / 10 for k in range(1, 11))
+
+
+class Answered(NamedTuple):
+    """What a model makes of N examples. log_p: by a name, (N, C) logarithms of what is proportional to the
+    probabilities of the choices, -inf where there are fewer. true_N: which is right."""
+
+    log_p: dict[str, np.ndarray]
+    true_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """nll_before, nll_after: nats of an example that it was fitted on, at temperature 1 and at this one."""
+
+    temperature: float
+    nll_before: float
+    nll_after: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """task: what is asked, so that it is found again. step: of the checkpoint. data: what it was fitted on, as the user
+    said it, and a fingerprint of those examples. temperatures: by the names of `Answered.log_p`."""
+
+    task: dict[str, Any]
+    step: int | None
+    data: str
+    fingerprint: str
+    examples: int
+    temperatures: dict[str, Fitted]
+
+    def told(self) -> str:
+        """As a user reads it."""
+        each = ", ".join(f"{name} {_number(one.temperature)}" for name, one in self.temperatures.items())
+        nats = ", ".join(f"{one.nll_before:.4f} to {one.nll_after:.4f}" for one in self.temperatures.values())
+        return f"temperature {each}, fitted on {self.examples:,} examples of {path_text(self.data)} (nats {nats})"
+
+
+def _number(temperature: float) -> str:
+    return f"{temperature:.4f}" + (" (no better than chance)" if temperature == TEMPERATURES[1] else "")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What the command line says of temperature, and the run that keeps it. run: None: the model is no run. fit: a file
+    or a share of the data; None: the temperature that the run keeps is used. uncalibrated: it is left out."""
+
+    run: Place | None = None
+    step: int | None = None
+    fit: str | None = None
+    uncalibrated: bool = False
+
+    def __post_init__(self):
+        if self.fit is not None and self.uncalibrated:
+            raise UserError("--fit_temperature and --uncalibrated: expected one of them")
+        self.share()
+
+    def share(self) -> float | None:
+        """Of the data, what a temperature is fitted on; None: it is a file, or nothing. Raises UserError for a share
+        that leaves nothing."""
+        try:
+            share = float(self.fit)
+        except (TypeError, ValueError):
+            return None
+        if not 0 < share < 1:
+            raise UserError(f"--fit_temperature {self.fit}: expected a file, or a share above 0 and below 1")
+        return share
+
+    def parted(self, examples: list, seed: int) -> tuple[list, list]:
+        """(those that are reported on, those that a temperature is fitted on), drawn by seed. Raises UserError where
+        one of them is empty."""
+        share, N = self.share(), len(examples)
+        if share is None:
+            return examples, []
+        count = round(share * N)
+        if not 0 < count < N:
+            raise UserError(f"--fit_temperature {self.fit}: of {N} examples that is {count}; expected 1 to {N - 1}")
+        drawn = set(np.random.default_rng(seed).permutation(N)[:count].tolist())
+        return [one for i, one in enumerate(examples) if i not in drawn], [examples[i] for i in sorted(drawn)]
+
+    def where(self, data: str) -> str:
+        """What was fitted on, in words."""
+        return self.fit if self.share() is None else f"{self.fit} of {data}"
+
+    def found(self, task: dict[str, Any]) -> tuple[Fit | None, str | None]:
+        """(what the run keeps for the task at this step, what to say of it). Raises UserError where the file is
+        damaged."""
+        if self.fit is not None or self.run is None:
+            return None, None
+        file = self.run / NAME
+        kept = read_fits(file) if file.is_file() else []
+        of_task = [one for one in kept if one.task == task]
+        here = [one for one in of_task if one.step == self.step]
+        if here and not self.uncalibrated:
+            return here[0], f"{here[0].told()}, from {path_text(file)}"
+        if here:
+            return None, f"the temperature in {path_text(file)} is left out"
+        if of_task:
+            steps = ", ".join(str(one.step) for one in of_task)
+            return None, f"none: {path_text(file)} has one of step {steps}"
+        return None, None
+
+    def keep(self, fit: Fit) -> str:
+        """Into the run's file, in place of an earlier one for the same task and step; says so."""
+        if self.run is None:
+            return f"{fit.told()}; the model is no run, and nothing keeps it"
+        file = self.run / NAME
+        kept = read_fits(file) if file.is_file() else []
+        others = [one for one in kept if (one.task, one.step) != (fit.task, fit.step)]
+        write_whole(file, json.dumps({"fits": [asdict(one) for one in (*others, fit)]}, indent=2) + "\n")
+        return f"{fit.told()}, kept in {path_text(file)}"
+
+
+def read_fits(file: Place) -> list[Fit]:
+    """Of a `temperature.json`. Raises UserError for anything else in it."""
+    tree = read_object(file, LIMIT, "the temperatures of a run")
+    try:
+        fits = [
+            Fit(**one | {"temperatures": {name: Fitted(**fit) for name, fit in one["temperatures"].items()}})
+            for one in tree["fits"]
+        ]
+        whole = all(one.temperature > 0 for fit in fits for one in fit.temperatures.values())
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path_text(file)}: damaged; --fit_temperature writes it anew once it is removed")
+    return fits
+
+
+def fingerprint(examples: Sequence) -> str:
+    """Of what a temperature was fitted on; examples: as JSON has them."""
+    return hashlib.sha256(json.dumps(list(examples), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def fitted(answered: Answered, task: dict[str, Any], step: int | None, data: str, mark: str) -> Fit:
+    """One temperature for each name. mark: the examples' fingerprint. Raises UserError as `fitted_temperature`."""
+    rows_N, found = np.arange(len(answered.true_N)), {}
+    for name, log_p_NC in answered.log_p.items():
+        try:
+            temperature = fitted_temperature(log_p_NC, answered.true_N)
+        except UserError as error:
+            raise UserError(f"--fit_temperature: {name}: {error}") from None
+        before, after = (float(-scaled(log_p_NC, t)[rows_N, answered.true_N].mean()) for t in (1.0, temperature))
+        found[name] = Fitted(temperature, before, after)
+    return Fit(task, step, data, mark, len(rows_N), found)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """calibrations: (name, as the model is and, where there is a temperature, with it). said: of the temperature; None:
+    nothing is to be said."""
+
+    calibrations: list[tuple[str, Calibration]]
+    said: str | None
+    fit: Fit | None
+
+    def tables(self) -> dict[str, list[dict]]:
+        """For `Result`."""
+        last = dict(self.calibrations)
+        selective = [
+            {"coverage": share, **{name: at_coverage(one.selective, share).accuracy for name, one in last.items()}}
+            for share in SHOWN
+        ]
+        rows = [{"probabilities": name, **one.row()} for name, one in self.calibrations]
+        return {"calibration": rows, "accuracy_of_the_most_confident": selective}
+
+    def drawn(self) -> dict[str, list[str]]:
+        """For `Result`: the reliability of the first name's probabilities, with the temperature."""
+        name = self.calibrations[0][0]
+        one = dict(self.calibrations)[name]
+        return {f"reliability of {name} at temperature {one.temperature:.4g}": diagram(one.reliability)}
+
+    def extra(self) -> dict:
+        """For `Result`: bins and curves."""
+        details = [{"probabilities": name, **one.as_dict()} for name, one in self.calibrations]
+        return {"calibration_details": details, "temperature": None if self.fit is None else asdict(self.fit)}
+
+
+def protocol(judged: Judged) -> dict[str, str | None]:
+    """For `Result`."""
+    return {
+        "calibration": f"softmax over the choices; ECE over {BINS} bins of equal width, intervals by bootstrap over "
+        "the examples; of few examples ECE is too high by chance: see if_calibrated",
+        "scaling": judged.said,
+    }
+
+
+def judge(
+    reported: Answered, task: dict[str, Any], scaling: Scaling, fit_on: Answered | None = None, *, data: str = "",
+    mark: str = "", seed: int = 0,
+) -> Judged:  # fmt: skip
+    """Of the examples that are reported on; where there are others to fit on, one temperature is fitted on those and
+    kept with the run. data, mark: what those are, and their fingerprint."""
+    fit, said = scaling.found(task)
+    if fit_on is not None:
+        fit = fitted(fit_on, task, scaling.step, scaling.where(data), mark)
+        said = scaling.keep(fit)
+    found = []
+    for name, log_p_NC in reported.log_p.items():
+        found.append((name, calibration(log_p_NC, reported.true_N, seed=seed)))
+        if fit is not None:
+            t = fit.temperatures[name].temperature
+            found.append((name, calibration(log_p_NC, reported.true_N, temperature=t, seed=seed)))
+    return Judged(found, said, fit)
+
+
+def of_predictions(predictions: list[dict], truth: list[int]) -> Answered:
+    """Of a model of labels (`labels.Labeller`)."""
+    p_NC = np.array([list(one["probabilities"].values()) for one in predictions])
+    return Answered({"labels": np.log(np.maximum(p_NC, LEAST))}, np.array(truth))
+
+
+def at_temperature(predictions: list[dict], fit: Fit | None) -> list[dict]:
+    """Predictions of labels with the probabilities that a temperature makes; the labels stay."""
+    if fit is None or not predictions:
+        return predictions
+    (log_p_NC,) = of_predictions(predictions, []).log_p.values()
+    p_NC = np.exp(scaled(log_p_NC, fit.temperatures["labels"].temperature))
+    return [
+        one | {"probabilities": dict(zip(one["probabilities"], p_C.tolist(), strict=True))}
+        for one, p_C in zip(predictions, p_NC, strict=True)
+    ]
+
+
+def task_of_labels(labels: tuple[str, ...]) -> dict[str, Any]:
+    """As `Fit.task` of a model of labels."""
+    return {"task": "Classification", "labels": list(labels)}
