@@ -35,13 +35,7 @@ def parser_for(verb: str) -> Parser:
     if verb == "train":
         add("--run", metavar="DIR", help="the run's directory, or a URL such as gs://bucket/run (default: runs/NAME)")
         add("--accept-changes", action="store_true", help="go on with a run whose experiment or text has changed")
-        hosts = parser.add_argument_group("several processes", "Slurm, Open MPI and TPU pods are found without these.")
-        add = hosts.add_argument
-        add("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached by all")
-        add("--processes", type=int, metavar="N", help="how many processes there are")
-        add("--process", type=int, metavar="I", help="which one this is, from 0")
-        add("--join-timeout", type=int, default=300, metavar="S", help="seconds until all have come (default: 300)")
-        add("--peer-timeout", type=int, default=60, metavar="S", help="until a silent one counts as dead (default: 60)")
+        host_options(parser)
     if verb == "data":
         add("--step", type=int, default=1, metavar="N", help="the step whose batch is shown (default: 1)")
         add("--windows", type=int, default=3, metavar="N", help="how many windows (default: 3)")
@@ -73,12 +67,7 @@ def parser_for(verb: str) -> Parser:
         add("--adapter", action="store_true", help="of a run with an adapter, that alone, as PEFT reads it")
         add("--base", metavar="NAME", help="with --adapter: where PEFT finds the base (default: init_from)")
     if verb == "inspect":
-        add("--prompt", required=True, metavar="TEXT", help="what the model reads; of an encoder-decoder, the source")
-        add("--to", required=True, metavar="FILE", help="the page, such as report.html")
-        add("--target", metavar="TEXT", help="of an encoder-decoder: what it is to say (default: what it writes)")
-        add("--token", type=int, metavar="N", help="the token to explain, from 0 or the end (default: what is next)")
-        add("--top", type=int, default=5, metavar="K", help="alternatives for each place (default: 5)")
-        add("--integrated", type=int, default=0, metavar="N", help="explain by integrated gradients of N steps")
+        inspect_options(add)
     if verb == "verify":
         add("--against", required=True, metavar="PATH", help="as --model, or transformers:PATH: the original")
         add("--text", metavar="FILE", help="what both read (default: 512 tokens drawn at random)")
@@ -140,6 +129,26 @@ def suite_options(parser: Parser) -> None:
     add("--by", metavar="FIELD", help="of perplexity: apart by a field of the lines, or file; a run's own text: source")
     add("--prompt_tokens", type=int, metavar="P", help="of memorization: what is given (default: 50)")
     add("--ngram", type=int, metavar="N", help="of contamination: tokens that both have in a row (default: 13)")
+
+
+def host_options(parser: Parser) -> None:
+    hosts = parser.add_argument_group("several processes", "Slurm, Open MPI and TPU pods are found without these.")
+    add = hosts.add_argument
+    add("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached by all")
+    add("--processes", type=int, metavar="N", help="how many processes there are")
+    add("--process", type=int, metavar="I", help="which one this is, from 0")
+    add("--join-timeout", type=int, default=300, metavar="S", help="seconds until all have come (default: 300)")
+    add("--peer-timeout", type=int, default=60, metavar="S", help="until a silent one counts as dead (default: 60)")
+
+
+def inspect_options(add) -> None:
+    """Of a text that is looked into."""
+    add("--prompt", required=True, metavar="TEXT", help="what the model reads; of an encoder-decoder, the source")
+    add("--to", required=True, metavar="FILE", help="the page, such as report.html")
+    add("--target", metavar="TEXT", help="of an encoder-decoder: what it is to say (default: what it writes)")
+    add("--token", type=int, metavar="N", help="the token to explain, from 0 or the end (default: what is next)")
+    add("--top", type=int, default=5, metavar="K", help="alternatives for each place (default: 5)")
+    add("--integrated", type=int, default=0, metavar="N", help="explain by integrated gradients of N steps")
 
 
 def add_writing(add) -> None:

@@ -92,11 +92,12 @@ def direct_attribution(
 
 
 def direct_attributions(
-    model: Model, rows: Read, targets_T: np.ndarray, *, row: int = 0
+    model: Model, found: dict[str, jax.Array], targets_T: np.ndarray, *, row: int = 0
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """(names, values (T, C)): `direct_attribution` at every place of one text, to the logit of another target each."""
+    """(names, values (T, C)): `direct_attribution` at every place of one text, to the logit of another target each.
+    found: what stood at WRITERS."""
     check_plain(model)
-    found = {site: x[row] for site, x in forward(model.cfg, model.params, rows, chosen(model, WRITERS), {}).items()}
+    found = {site: found[site][row] for site in chosen(model, WRITERS)}
     parts = _said_everywhere(model.cfg, model.params, found, jnp.asarray(targets_T))
     return parts.names, np.asarray(parts.array)
 
@@ -104,7 +105,7 @@ def direct_attributions(
 @partial(jax.jit, static_argnames="cfg")
 def _said_everywhere(cfg: ModelConfig, params: dict, found: dict[str, jax.Array], targets_T: jax.Array) -> Parts:
     """array (T, C)."""
-    return jax.lax.map(lambda one: _said(cfg, params, *one, None), (found, targets_T), batch_size=PLACES)
+    return jax.lax.map(lambda one: _shares(cfg, params, *one, None), (found, targets_T), batch_size=PLACES)
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -143,8 +144,17 @@ def _attended(cfg: ModelConfig, stream: Parts, weights: dict, module: str, z, he
 def _said(cfg: ModelConfig, params: dict, found: dict[str, jax.Array], row, place, target, against):
     """What `direct_attribution` says of one place: (components of a logit, array (C,), the logit)."""
     found = {site: x[row, place] for site, x in found.items()}
-    apart = lambda table: table[target] - (0.0 if against is None else table[against])
-    total = apart(found.pop(LOGITS))
+    total = _apart(found.pop(LOGITS), target, against)
+    return _shares(cfg, params, found, target, against), total
+
+
+def _apart(table, target, against):
+    """What it has for the one, less what it has for the other, where there is one."""
+    return table[target] - (0.0 if against is None else table[against])
+
+
+def _shares(cfg: ModelConfig, params: dict, found: dict[str, jax.Array], target, against) -> Parts:
+    """Components of a logit, array (C,). found: what stood at WRITERS at its place."""
     parts = _components(cfg, params, found)
     if cfg.norm_first:
         parts = parts.through(cfg.norm, params["final_norm"], "final norm")
@@ -162,7 +172,7 @@ def _said(cfg: ModelConfig, params: dict, found: dict[str, jax.Array], row, plac
             head = params["masked_head"]
             parts = parts.mapped(head["dense"], "masked head").frozen(partial(activate, name=cfg.masked_head))
             parts, bias_V = parts.through(cfg.norm, head["norm"], "masked head norm"), head["bias"]
-    values_C = parts.array @ apart(matrix_VD)
+    values_C = parts.array @ _apart(matrix_VD, target, against)
     if bias_V is None:
-        return Parts(parts.names, values_C), total
-    return Parts((*parts.names, "bias of the unembedding"), jnp.append(values_C, apart(bias_V))), total
+        return Parts(parts.names, values_C)
+    return Parts((*parts.names, "bias of the unembedding"), jnp.append(values_C, _apart(bias_V, target, against)))
