@@ -1,5 +1,5 @@
-"""A sparse autoencoder (arXiv:2309.08600) of the residual stream of a run of small.py, behind its second layer of three:
-1,536 features for 192 dimensions.
+"""A sparse autoencoder (arXiv:2309.08600) of the residual stream of a run of small.py, behind its second layer of
+three: 1,536 features for 192 dimensions.
 
     python run.py --config experiments/small.py
     python run.py --config experiments/sae_small.py
@@ -14,9 +14,9 @@ Expected, on the held-out files of small.py (one seed, two busy cores, four to n
 | --task.l1=3 | 300 | 0.776 | 21.5 | 8.5 % | 3.887 | 93.6 % |
 | --task.l1=0 --model.autoencoder.k=32 | 100 | 0.907 | 32.0 | 1.7 % | 3.707 | 98.1 % |
 
-The k most active ones explain as much with a third of them. What a feature stands for, `lmjax.interpret.contexts` shows:
-of the run with l1=3 the most active ones are pieces of words ("st" in static, abstract, abstracts) and words of Python
-(`if` at the begin of a line, "(" behind a name).
+The 32 most active ones explain as much as a hundred that a penalty has made few. What a feature stands for,
+`lmjax.interpret.contexts` shows: of the run with l1=3 the most active ones are pieces of words ("st" in static,
+abstract, abstracts) and of Python (`if` at the begin of a line, "(" behind a name).
 """
 
 from dataclasses import replace
