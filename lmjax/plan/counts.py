@@ -94,6 +94,10 @@ def passed_by(experiment: Experiment) -> float:
         of_experts = isinstance(cfg.feedforward, Experts) and leaf.ndim == 4 and "/feedforward/" in path
         used = cfg.feedforward.chosen / cfg.feedforward.count if of_experts else 1
         used *= predicted_share(experiment) if path.startswith(OF_TOKENS) else 1
+        if cfg.autoencoder is not None and path.startswith("blocks/"):
+            # below its site 4 of 6 FLOPs are saved, since nothing passes through; above it nothing is computed
+            below = (cfg.autoencoder.layer + 1) / cfg.layers
+            used *= 2 * below + 3 * (1 - below)
         total += math.prod(leaf.shape) * used
     return total
 

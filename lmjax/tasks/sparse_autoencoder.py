@@ -64,7 +64,7 @@ class SparseAutoencoder(NextToken):
         }  # fmt: skip
         # the compiler would compute what follows from a constant itself, which takes it long
         zero = jax.lax.optimization_barrier(jnp.zeros(()))
-        values = {"loss": None, "reconstructed": again_BTD, "zero": zero}
+        values = {"model_loss": None, "model_loss_reconstructed": again_BTD, "model_loss_zeroed": zero}
         figures |= {name: self._nats(cfg, params, batch, value) for name, value in values.items()}
         return Loss(total, weight, figures=figures)
 
@@ -79,15 +79,15 @@ class SparseAutoencoder(NextToken):
 
     def summary(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         """explained: share of the variance over all tokens that the reconstruction has. active: features a token (L0).
-        dead: share of the features that no token had. loss, reconstructed, zeroed: nats a token of the model as it is,
-        with the reconstruction at the site, and with 0 there; recovered: how far the second is from the third to the
-        first."""
+        dead: share of the features that no token had. model_loss: nats a token of the model as it is, with the
+        reconstruction at the site, and with 0 there; recovered: how far the second is from the third to the first."""
         weight = sums["weight"]
         variance = sums["squares"] - np.square(sums["sum"]).sum() / weight
-        loss, again, zeroed = (sums[name] / weight for name in ("loss", "reconstructed", "zero"))
+        names = ("model_loss", "model_loss_reconstructed", "model_loss_zeroed")
+        loss, again, zeroed = losses = [sums[name] / weight for name in names]
         figures = {
             "explained": 1 - sums["error"] / variance, "active": sums["active"] / weight,
-            "dead": np.mean(sums["times"] == 0), "loss": loss, "reconstructed": again, "zeroed": zeroed,
+            "dead": np.mean(sums["times"] == 0), **dict(zip(names, losses, strict=True)),
             "recovered": (zeroed - again) / (zeroed - loss),
         }  # fmt: skip
         return {name: float(value) for name, value in figures.items()}

@@ -16,10 +16,11 @@ from lmjax.interpret.features import contexts, features, reconstructed
 from lmjax.models import autoencoder, transformer
 from lmjax.models.autoencoder import Autoencoder
 from lmjax.optim import AdamW
+from lmjax.plan import counts
 from lmjax.tasks.sparse_autoencoder import SparseAutoencoder, site_of
 from lmjax.tokenizers import Bytes
 from lmjax.train import loop
-from lmjax.trees import named_leaves
+from lmjax.trees import count, named_leaves
 from tests import tiny
 from tests.interpret.test_capture import model_of
 from tests.train.test_resume import losses, metrics, stop_at
@@ -58,7 +59,7 @@ def summary(params, batch):
 def test_a_perfect_one_recovers_everything_and_an_empty_one_nothing(params, batch):
     found, loss = summary(perfect(params), batch)
     assert found["explained"] == pytest.approx(1, abs=1e-5)
-    assert found["reconstructed"] == pytest.approx(found["loss"], rel=1e-5)
+    assert found["model_loss_reconstructed"] == pytest.approx(found["model_loss"], rel=1e-5)
     assert found["recovered"] == pytest.approx(1, abs=1e-3)
     # of x and -x one is above 0
     assert found["active"] == pytest.approx(32)
@@ -85,10 +86,10 @@ def test_the_figures_by_hand(params, batch):
     active = np.asarray(features(model, batch.tokens_BT))[counted] > 0
     assert found["active"] == pytest.approx(active.sum(1).mean())
     assert found["dead"] == (~active.any(0)).mean()
-    for name, value in (("loss", x_BTD), ("reconstructed", again_BTD), ("zeroed", np.zeros(()))):
+    for name, value in (("", x_BTD), ("_reconstructed", again_BTD), ("_zeroed", np.zeros(()))):
         logits = capture(model, batch.tokens_BT, "logits", patches={SITE: value.astype(np.float32)})["logits"]
         nats = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch.targets_BT[..., None], -1)[..., 0]
-        assert found[name] == pytest.approx(nats[counted].mean(), rel=1e-5)
+        assert found[f"model_loss{name}"] == pytest.approx(nats[counted].mean(), rel=1e-5)
 
 
 def test_the_site_is_the_whole_models_though_no_layer_above_is_computed(params, batch):
@@ -110,6 +111,15 @@ def test_only_its_own_parameters_are_trained_and_k_features_are_kept(params, bat
     all_of_them, kept = autoencoder.features(CFG, params, x_BTD), autoencoder.features(few, params, x_BTD)
     assert ((kept > 0).sum(-1) == 3).all()
     np.testing.assert_array_equal(np.sort(kept)[..., -3:], np.sort(all_of_them)[..., -3:])
+
+
+def test_the_plan_counts_what_is_computed(params):
+    """Forward of the two layers up to the site, forward and backward of the autoencoder."""
+    exp = tiny.experiment("unused", model=replace(CFG, tied=True), task=TASK, init_from="base")
+    own, blocks = count(params["autoencoder"]), count(params["blocks"])
+    attention = 12 * CFG.heads * CFG.head_width * CFG.layers * CFG.context
+    found = counts.trained_flops_per_token(exp) - attention
+    assert found == pytest.approx(6 * own + 2 * blocks * 2 / 3, rel=0.01)
 
 
 def test_contexts_are_where_a_feature_is_most_active():
