@@ -37,7 +37,9 @@ th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line);
 dt { font-weight: 600; } dd { margin: 0 0 .4rem 1rem; color: var(--soft); overflow-wrap: anywhere; }
 summary { cursor: pointer; margin: .6rem 0; }
 .known { border-left: 3px solid var(--mark); padding: .1rem 0 .1rem 1rem; }
-svg .axis { stroke: var(--line); } svg .ideal { stroke: var(--soft); stroke-dasharray: 2 2; }
+svg { width: clamp(5rem, 28vw, 14rem); height: auto; vertical-align: middle; }
+svg line { vector-effect: non-scaling-stroke; }
+svg .axis { stroke: var(--line); } svg .ideal { stroke: var(--ink); stroke-dasharray: 3 2; }
 svg .range { stroke: var(--mark); stroke-width: 2; } svg circle { fill: var(--mark); }
 """
 
@@ -107,7 +109,7 @@ def _section(anchor: str, result: dict) -> list[str]:
         {"figure": name, name: figure["value"], name + INTERVAL: figure.get("interval_95")}
         for name, figure in result["metrics"].items()
     ]
-    told += ['<div class="wide"><table>', "<tr><th>figure</th><th>value</th><th>95 %</th><th></th></tr>"]
+    told += ['<div class="wide"><table>', "<tr><th>figure</th><th>value</th><th></th><th>95 %</th></tr>"]
     told += [_figure_row(row["figure"], row) for row in rows]
     told += ["</table></div>"]
     for title, table in result.items():
@@ -125,7 +127,7 @@ def _section(anchor: str, result: dict) -> list[str]:
 
 def _figure_row(name: str, row: dict) -> str:
     value, interval = row[name], _range(row.get(name + INTERVAL))
-    cells = [escape(name.replace("_", " ")), _number(value), _interval(interval), plot(name, value, interval, [row])]
+    cells = [escape(name.replace("_", " ")), _number(value), plot(name, value, interval, [row]), _interval(interval)]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
@@ -135,14 +137,14 @@ def _table(title: str, rows: list[dict]) -> list[str]:
     plain = [key for key in rows[0] if key.removesuffix(INTERVAL) not in plotted]
     told = []
     for name in plotted:
-        heads = [*plain, name, "95 %", ""]
+        heads = [*plain, name, "", "95 %"]
         told.append(f"<h3>{escape(title.replace('_', ' '))}: {escape(name.replace('_', ' '))}</h3>")
         told.append('<div class="wide"><table><tr>')
         told += [f"<th>{escape(str(head).replace('_', ' '))}</th>" for head in heads] + ["</tr>"]
         for row in rows:
             value, interval = row.get(name), _range(row.get(name + INTERVAL))
-            cells = [escape(_number(row.get(key))) for key in plain] + [_number(value), _interval(interval)]
-            cells.append("" if value is None else plot(name, value, interval, rows))
+            shown = "" if value is None else plot(name, value, interval, rows)
+            cells = [*(escape(_number(row.get(key))) for key in plain), _number(value), shown, _interval(interval)]
             told.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         told.append("</table></div>")
     return told

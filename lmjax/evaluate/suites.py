@@ -125,12 +125,12 @@ def chosen(options):
 def parted(options) -> list[Namespace]:
     """The command line for each suite of --suite A,B --data FILE,FILE: the options that a suite takes, where another
     suite takes the others. Raises UserError where there are not as many files as suites."""
-    if "," not in options.suite:
+    if "," not in options.suite or options.suite.startswith(HARNESS):
         return [options]
     names, files = options.suite.split(","), (options.data or "").split(",")
     if len(names) != len(files):
         raise UserError(f"--data: {len(files)} file(s) for {len(names)} suites; expected as many, with commas between")
-    if HARNESS in {name[: len(HARNESS)] for name in names}:
+    if any(name.startswith(HARNESS) for name in names):
         raise UserError(f"--suite {options.suite}: {HARNESS} stands alone")
     takes = set().union(*(TAKES.get(name, set()) for name in names))
     found = []

@@ -88,6 +88,19 @@ def test_few_programs_are_compiled():
     assert likelihood._program(cfg, None)._cache_size() <= 4
 
 
+def test_many_rows_have_four_lengths_for_one_and_the_same_scores(monkeypatch):
+    lengths = [5, 8, 9, 17, 24, 25, 32, 33]
+    assert likelihood.row_lengths(lengths, 40).tolist() == [32] * 7 + [40]
+    monkeypatch.setattr(likelihood, "MANY_ON_CPU", 7)
+    assert likelihood.row_lengths(lengths, 40).tolist() == [8, 8, 16, 24, 24, 32, 32, 40]
+    # a context that no quarter of its length divides
+    assert likelihood.row_lengths([3, 5, 8, 9, 10, 10, 10], 10).tolist() == [3, 6, 9, 9, 10, 10, 10]
+    model, pairs = model_of(tiny.gpt2(context=40, width=16)), random_pairs(20)
+    quarters = log_likelihoods(model, pairs).sums
+    monkeypatch.undo()
+    np.testing.assert_allclose(quarters, log_likelihoods(model, pairs).sums, atol=1e-4)
+
+
 def test_white_space_moves_and_both_are_encoded_together(tmp_path):
     model = merging_model(tmp_path)
     hello, dog_after_space = 259, 261  # "hello"; "Ġdo"
