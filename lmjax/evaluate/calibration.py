@@ -109,7 +109,9 @@ class Scaling:
             return examples, []
         count = round(share * N)
         if not 0 < count < N:
-            raise UserError(f"--fit_temperature {self.fit}: of {N} examples that is {count}; expected 1 to {N - 1}")
+            raise UserError(
+                f"--fit_temperature {self.fit}: of {N} examples that is {count}; expected at least one on each side"
+            )
         drawn = set(np.random.default_rng(seed).permutation(N)[:count].tolist())
         return [one for i, one in enumerate(examples) if i not in drawn], [examples[i] for i in sorted(drawn)]
 

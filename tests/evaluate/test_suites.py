@@ -212,6 +212,18 @@ def test_the_command_line_from_data_to_json(trained, tmp_path, capsys):
     assert (written[0]["step"], written[0]["examples"]) == (20, 3)
 
 
+def test_the_command_line_of_suites_that_read_the_runs_own_text(trained, tmp_path, capsys):
+    words = ["evaluate", "--model", str(trained / "run"), "--json", str(tmp_path / "out.json"), "--suite"]
+    assert command_line.main([*words, "memorization", "--limit", "5"]) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["examples"] == 5 and result["protocol"]["given_and_written"].startswith("8 tokens, then 8, greedily")
+    assert set(result["metrics"]) >= {"exact_match", "held_out_exact_match"}
+    assert command_line.main([*words, "perplexity", "--by", "file"]) == 0
+    (row,) = json.loads((tmp_path / "out.json").read_text())["domains"]
+    assert (row["file"], row["bytes"]) == ("text.txt", 2000)
+    assert "text.txt  1      2000" in capsys.readouterr().out
+
+
 QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
 
 
@@ -253,6 +265,16 @@ QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
         ("perplexity", '{"txt": "a"}', [], "d.jsonl:1: no field 'text'; it has 'txt'"),
         ("perplexity", '{"text": ""}', [], "d.jsonl: no text in it"),
         ("perplexity", '{"text": "a"}', [], "d.jsonl: no token that follows another"),
+        ("perplexity", '{"text": "a b"}', ["--by", "topic"], "d.jsonl:1: no field 'topic'; it has 'text'"),
+        ("perplexity", '{"text": "a b", "topic": []}', ["--by", "topic"], "d.jsonl:1: 'topic' is '[]'; expected a text or a number"),
+        ("memorization", "", [], "--data: memorization reads the text that the run was trained on"),
+        ("contamination", '{"text": "a b"}', [], "no text of 13 tokens; expected a smaller --ngram"),
+        ("contamination", '{"text": "a b"}', ["--ngram", "1"], "--ngram 1: expected 2 or more"),
+        ("minimal-pairs", '{"sentence_good": "a", "sentence_bad": "b"}', ["--uncalibrated"], "--uncalibrated: minimal-pairs takes no such option"),
+        ("multiple-choice", QUESTION, ["--fit_temperature", "0.5"], "--fit_temperature 0.5: of 1 examples that is 0; expected at least one on each side"),
+        ("multiple-choice", QUESTION, ["--fit_temperature", "none.jsonl"], "--fit_temperature none.jsonl: no such file"),
+        ("generation", '{"prompt": "p", "reference": "r"}', ["--samples", "1"], "--samples 1: expected 2 or more"),
+        ("generation", '{"prompt": "p", "reference": "r"}', ["--samples", "2", "--answer", "("], "--answer '(': no regular expression"),
         ("generation", '{"prompt": "p", "references": []}', [], "d.jsonl:1: 'references' is '[]'; expected a list of texts"),
         ("generation", '{"prompt": "p", "reference": "r"}', ["--max_new_tokens", "16"], "16 new tokens leave no room for a prompt in a context of 16"),
     ],
