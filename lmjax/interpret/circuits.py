@@ -1,16 +1,14 @@
 """What a head looks for and what it moves, as matrices (Elhage et al., 2021): its QK circuit W_Q W_K^T, whose bilinear
 form of two tokens is their score, and its OV circuit W_V W_O, which maps what it reads to what it writes.
 
-Both are D x D of rank H; their singular values come from factors, by QR, without the whole. Scales of norms, biases and
-the angles of rotary positions, which are different at each distance, are left out.
+Both are D x D of rank H; their singular values come from factors, without the whole, by NumPy in float64. Scales of
+norms, biases and the angles of rotary positions, which are different at each distance, are left out.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.errors import UserError
@@ -36,7 +34,8 @@ def singular_values(model: Model) -> dict[str, np.ndarray]:
     """{"qk", "ov"}: (L, N, H), of each head, in falling order. Of an encoder-decoder, of the decoder's own attention.
     Raises UserError for packed weights."""
     check_plain(model)
-    return {name: np.asarray(_values(model.cfg, model.params, name)) for name in ("qk", "ov")}
+    layers = [weights["attention"] for weights in transformer.apart(model.params)["blocks"]]
+    return {circuit: np.stack([_values(model.cfg, layer, circuit) for layer in layers]) for circuit in ("qk", "ov")}
 
 
 def directions(model: Model, layer: int, head: int, circuit: Circuit) -> Directions:
@@ -49,31 +48,29 @@ def directions(model: Model, layer: int, head: int, circuit: Circuit) -> Directi
     if circuit not in ("qk", "ov"):
         raise UserError(f"circuit {circuit!r}: expected qk or ov")
     weights = transformer.apart(model.params)["blocks"][layer]["attention"]
-    left_DH, right_DH = (x[:, head] for x in factors(cfg, weights, circuit))
-    return Directions(*(np.asarray(x) for x in svd(left_DH, right_DH)))
+    left_NDH, right_NDH = factors(cfg, weights, circuit)
+    (left_DH, of_left_HH), (right_DH, of_right_HH) = np.linalg.qr(left_NDH[head]), np.linalg.qr(right_NDH[head])
+    u_HH, values_H, v_HH = np.linalg.svd(of_left_HH @ of_right_HH.T)
+    return Directions(values_H, (left_DH @ u_HH).T, v_HH @ right_DH.T)
 
 
-def factors(cfg: ModelConfig, weights: dict, circuit: Circuit) -> tuple[jax.Array, jax.Array]:
-    """(left (D, N, H), right (D, N, H)) of a layer: each head's circuit is left @ right^T. Heads that share a key have
-    it each."""
+def factors(cfg: ModelConfig, weights: dict, circuit: Circuit) -> tuple[np.ndarray, np.ndarray]:
+    """(left, right) of a layer's attention, (N, D, H) each: a head's circuit is left @ right^T. Heads that share a key
+    have it each."""
+    kernel = {name: np.asarray(jax.device_get(weights[name]["kernel"]), np.float64) for name in ("q", "k", "v", "out")}
+    shared = lambda x_DKH: np.repeat(np.moveaxis(x_DKH, 1, 0), cfg.heads // cfg.n_kv_heads, axis=0)
     if circuit == "qk":
-        left_DNH, right_DKH = weights["q"]["kernel"], weights["k"]["kernel"]
-        return left_DNH, jnp.repeat(right_DKH, cfg.heads // cfg.n_kv_heads, axis=1)
-    left_DKH = weights["v"]["kernel"]
-    return jnp.repeat(left_DKH, cfg.heads // cfg.n_kv_heads, axis=1), jnp.moveaxis(weights["out"]["kernel"], -1, 0)
+        return np.moveaxis(kernel["q"], 1, 0), shared(kernel["k"])
+    return shared(kernel["v"]), kernel["out"].swapaxes(1, 2)
 
 
-def svd(left_DH: jax.Array, right_DH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(values (H,), left (H, D), right (H, D)) of left @ right^T, falling; by an SVD of H x H."""
-    (left_DH, of_left_HH), (right_DH, of_right_HH) = jnp.linalg.qr(left_DH), jnp.linalg.qr(right_DH)
-    u_HH, values_H, v_HH = jnp.linalg.svd(of_left_HH @ of_right_HH.T)
-    return values_H, (left_DH @ u_HH).T, v_HH @ right_DH.T
+def _values(cfg: ModelConfig, weights: dict, circuit: Circuit) -> np.ndarray:
+    left_NHH, right_NHH = (_root(side_NDH) for side_NDH in factors(cfg, weights, circuit))
+    return np.linalg.svd(left_NHH @ right_NHH.swapaxes(1, 2), compute_uv=False)
 
 
-@partial(jax.jit, static_argnames=("cfg", "circuit"))
-def _values(cfg: ModelConfig, params: dict, circuit: Circuit) -> jax.Array:
-    layers = transformer.apart(params)["blocks"]
-    pairs = [factors(cfg, weights["attention"], circuit) for weights in layers]
-    left_LDNH, right_LDNH = (jnp.stack(side) for side in zip(*pairs, strict=True))
-    of_head = lambda left_DH, right_DH: svd(left_DH, right_DH)[0]
-    return jax.vmap(jax.vmap(of_head, in_axes=1))(left_LDNH, right_LDNH)
+def _root(x_NDH: np.ndarray) -> np.ndarray:
+    """R (N, H, H) with R^T R = x^T x, as QR's is: of H x H alone, since LAPACK's QR of a few hundred tall matrices
+    takes seconds. What float64 loses by the squares is 1e-8 of the largest value."""
+    squares_NH, v_NHH = np.linalg.eigh(x_NDH.swapaxes(1, 2) @ x_NDH)
+    return np.sqrt(np.maximum(squares_NH, 0.0))[:, :, None] * v_NHH.swapaxes(1, 2)

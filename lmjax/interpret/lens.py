@@ -65,6 +65,7 @@ def _lens(cfg: ModelConfig, params, rows: Read, tuned: TunedLens | None, top: in
         own_BT = jnp.roll(own_BT, -1, axis=1)
 
     last_BTV = jax.nn.log_softmax(read_out(cfg, params, x_RBTD[-1]))
+    last_p_BTV = jnp.exp(last_BTV)
 
     def row(x_BTD):
         log_p_BTV = jax.nn.log_softmax(read_out(cfg, params, x_BTD))
@@ -75,8 +76,9 @@ def _lens(cfg: ModelConfig, params, rows: Read, tuned: TunedLens | None, top: in
             "ids": ids.reshape(B, T, top),
             "log_p": best.reshape(B, T, top),
             "own_log_p": jnp.take_along_axis(log_p_BTV, own_BT[..., None], axis=-1)[..., 0],
-            "entropy": -jnp.sum(jnp.exp(log_p_BTV) * log_p_BTV, axis=-1),
-            "kl": jnp.sum(jnp.exp(last_BTV) * (last_BTV - log_p_BTV), axis=-1),
+            # as products, which XLA's CPU backend sums several times faster than it sums an axis
+            "entropy": -jnp.einsum("BTV,BTV->BT", jnp.exp(log_p_BTV), log_p_BTV),
+            "kl": jnp.einsum("BTV,BTV->BT", last_p_BTV, last_BTV - log_p_BTV),
         }
 
     return jax.lax.map(row, x_RBTD if tuned is None else tuned(x_RBTD))

@@ -142,4 +142,4 @@ def _read(cfg: ModelConfig, params, rows: Read) -> tuple[jax.Array, jax.Array, j
 
 def _distance(cfg: ModelConfig, params, x_BTD, matrix_DD, bias_D, last_BTV, weight_BT) -> jax.Array:
     log_p_BTV = jax.nn.log_softmax(read_out(cfg, params, (x_BTD @ matrix_DD + bias_D).astype(x_BTD.dtype)))
-    return jnp.sum(jnp.sum(jnp.exp(last_BTV) * (last_BTV - log_p_BTV), axis=-1) * weight_BT)
+    return jnp.einsum("BTV,BTV,BT->", jnp.exp(last_BTV), last_BTV - log_p_BTV, weight_BT)
