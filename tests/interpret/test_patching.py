@@ -1,7 +1,5 @@
 """Patching everything is the other run, nothing is the run itself; many runs at one time are each as if alone."""
 
-from dataclasses import replace
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,15 +63,6 @@ def test_the_residual_stream_decides_all_and_scaled_runs_lie_from_0_to_1(model):
     last = activation_patching(model, CLEAN, CORRUPT, METRIC, kind="resid_post", say=lambda _: None)
     # behind the last layer the last position alone makes the last logits
     np.testing.assert_allclose(last[-1], [0, 0, 0, 0, 0, 1], atol=1e-5)
-
-
-def test_all_heads_at_all_positions_are_what_attention_adds(model):
-    model = model_of(replace(CFG, heads=1, kv_heads=1, head_dim=8))
-    arguments = (model, CLEAN, CORRUPT, METRIC)
-    heads = activation_patching(*arguments, kind="z", positions=False, say=lambda _: None)
-    added = activation_patching(*arguments, kind="attn_out", positions=False, say=lambda _: None)
-    assert heads.shape == (2, 1)
-    np.testing.assert_allclose(heads[:, 0], added, atol=1e-5)
 
 
 def test_what_a_user_gets_wrong_is_one_line(model):

@@ -1,6 +1,7 @@
 """A sparse autoencoder reads the model's own vectors; a perfect one recovers everything, an empty one nothing."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import lmjax
 from lmjax import trained
 from lmjax.errors import UserError
 from lmjax.evaluate.held_out import compile_loss
+from lmjax.interop.write import export
 from lmjax.interpret import capture
 from lmjax.interpret.features import contexts, features, reconstructed
 from lmjax.models import autoencoder, transformer
@@ -153,8 +155,8 @@ def test_contexts_are_where_a_feature_is_most_active():
         (lambda: tiny.experiment("unused", task=TASK, init_from="base"), "expected both, or neither"),
         (lambda: trained.parts(tiny.experiment("unused", model=CFG, task=TASK, init_from="base", freeze=("*",))),
          "expected no freeze and no adapter"),
-        (lambda: features(model_of(tiny.gpt2()), np.zeros((1, 3), np.int32)), "has no sparse autoencoder"),
-        (lambda: contexts(model_of(CFG), "text"), "expected a tokenizer, and at least one text"),
+        (lambda: features(SimpleNamespace(cfg=tiny.gpt2(), path="m"), np.zeros((1, 3), np.int32)), "has no sparse autoencoder"),
+        (lambda: contexts(SimpleNamespace(cfg=CFG, tokenizer=None, path="m"), "text"), "expected a tokenizer, and at least one text"),
     ],
 )  # fmt: skip
 def test_what_a_user_gets_wrong_is_one_line(make, message):
@@ -168,8 +170,10 @@ def test_a_run_goes_on_without_its_base_and_holds_it_as_it_was(tmp_path, monkeyp
     (tmp_path / "text.txt").write_text(tiny.text(3_000), encoding="utf-8")
     short = {"evaluate_every": 4, "checkpoint_every": 4, "sample_every": 4, "microbatches": 1}
     base = tiny.experiment(tmp_path / "text.txt", steps=1, **short)
-    loop.train(base, tmp_path / "base")
-    cfg = replace(base.model, autoencoder=Autoencoder(site="blocks.0.hook_mlp_out", features=24))
+    body = replace(base.model, vocab=258, dropout=0.0)
+    params = transformer.init_params(body, jax.random.key(7))
+    export(body, params, None, tmp_path / "base")
+    cfg = replace(body, autoencoder=Autoencoder(site="blocks.0.hook_mlp_out", features=24))
     exp = replace(base, model=cfg, task=TASK, init_from=str(tmp_path / "base"), optimizer=AdamW(), steps=4)
     stop_at(monkeypatch, 2)
     with pytest.raises(loop.Stopped):
@@ -178,9 +182,9 @@ def test_a_run_goes_on_without_its_base_and_holds_it_as_it_was(tmp_path, monkeyp
     loop.train(exp, tmp_path / "run")
     assert [m[0] for m in losses(tmp_path / "run")] == [1, 2, 3, 4]
     assert {"explained", "active", "recovered"} < metrics(tmp_path / "run")[-1].keys()
-    model, before = lmjax.load(tmp_path / "run"), lmjax.load(tmp_path / "gone")
+    model, before = lmjax.load(tmp_path / "run"), transformer.apart(params)
     rest = {path: x for path, x in named_leaves(model.params) if not path.startswith("autoencoder/")}
-    assert rest.keys() == dict(named_leaves(before.params)).keys()
-    for path, x in named_leaves(before.params):
+    assert rest.keys() == dict(named_leaves(before)).keys()
+    for path, x in named_leaves(before):
         np.testing.assert_array_equal(rest[path], x)
     assert features(model, "the model").shape == (1, 9, 24)
