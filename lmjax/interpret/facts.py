@@ -11,11 +11,12 @@ import numpy as np
 from lmjax.errors import UserError, path_text
 from lmjax.interpret.attribution import place_of
 from lmjax.interpret.capture import LOGITS, Model, Read, chosen, forward
-from lmjax.interpret.direct import direct_attributions
+from lmjax.interpret.direct import WRITERS, direct_attributions
 from lmjax.interpret.gradients import gradient_times_input, integrated_gradients
 from lmjax.interpret.heads import head_scores
-from lmjax.interpret.lens import Lens, logit_lens
+from lmjax.interpret.lens import Lens, lens_of
 from lmjax.interpret.page import page, rounded
+from lmjax.interpret.residual import stream
 from lmjax.models.config import ModelConfig
 from lmjax.tokenizers.pieces import pieces, words
 
@@ -52,25 +53,31 @@ def written_page(model: Model, rows: Read, wanted: Wanted, *, title: str, about:
     # a causal model says at the place before what stands here
     ahead = int(cfg.causal and not cfg.outputs)
     facts["chosen"] = token
+    say("reading the text")
+    kinds = _kinds(rows)
+    names = (*chosen(model, [pattern for pattern, *_ in kinds]), *stream(cfg), *chosen(model, WRITERS))
+    found = forward(cfg, model.params, rows, tuple(dict.fromkeys(names)), {})
     if cfg.outputs:
         facts |= _labels(model, rows)
     else:
         say("what the model says, layer by layer")
         vocabulary = Words(model)
-        lens = logit_lens(model, rows, top=wanted.top)
+        lens = lens_of(model, rows, found, top=wanted.top)
         facts |= _predictions(model, rows, lens, vocabulary, wanted.top)
         facts["lens"] = _lens(facts, lens, vocabulary, ahead)
         say("which parts of the model said it")
-        facts["direct"] = _direct(model, rows, lens, facts, ahead)
+        facts["direct"] = _direct(model, rows, found, lens, facts, ahead)
         facts["words"] = vocabulary.texts
-    say("attention")
-    kinds, attention = _attention(model, rows)
-    facts["attention"] = kinds
-    facts |= _scores(model) if kinds else {}
+    say("what its heads look at")
+    facts["attention"] = [
+        {"name": name, "by": by, "of": of, "scored": by == of == "tokens"} for _, name, by, of in kinds
+    ]
+    attention = [np.stack([np.asarray(found[site][0]) for site in chosen(model, kind)]) for kind, *_ in kinds]
+    facts |= _scores(model)
     say("what the prediction owes to each token")
     facts["input"] = _input(model, rows, wanted, token, facts, ahead)
     facts["notes"] |= _notes(model, facts, wanted)
-    return page(facts, attention, causal=[cfg.causal and "source" not in (kind["by"], kind["of"]) for kind in kinds])
+    return page(facts, attention, causal=[cfg.causal and "source" not in (by, of) for *_, by, of in kinds])
 
 
 class Words:
@@ -174,13 +181,13 @@ def _lens(facts: dict, lens: Lens, vocabulary: Words, ahead: int) -> dict:
     }  # fmt: skip
 
 
-def _direct(model: Model, rows: Read, lens: Lens, facts: dict, ahead: int) -> dict:
+def _direct(model: Model, rows: Read, found: dict, lens: Lens, facts: dict, ahead: int) -> dict:
     """What each component gave to the logit of the token at each place, behind the last one to the most probable."""
     own_T = np.asarray(rows.tokens[0])
     mask = None if model.tokenizer is None else model.tokenizer.policy.mask
     best_T = lens.ids[-1, 0, :, 0]
     targets_T = np.append(own_T[1:], best_T[-1]) if ahead else np.where(own_T == mask, best_T, own_T)
-    names, values_TC = direct_attributions(model, rows, targets_T)
+    names, values_TC = direct_attributions(model, found, targets_T)
     cfg, heads = model.cfg, [f"H{n}" for n in range(model.cfg.heads)]
     columns = [*heads, *[f"cross {head}" for head in heads if cfg.encoder_layers], "attn bias", "mlp"]
     columns = [column for column in columns if _component(0, column) in names]
@@ -196,16 +203,9 @@ def _component(layer: int, column: str) -> str:
     return f"L{layer}{column}" if column.startswith("H") else f"L{layer} {column}"
 
 
-def _attention(model: Model, rows: Read) -> tuple[list[dict], list[np.ndarray]]:
-    kinds, arrays = [], []
-    for pattern, (name, by, of) in PATTERNS.items():
-        if "source" in (by, of) and rows.source is None:
-            continue
-        names = chosen(model, pattern)
-        found = forward(model.cfg, model.params, rows, names, {})
-        arrays.append(np.stack([np.asarray(found[name][0]) for name in names]))
-        kinds.append({"name": name, "by": by, "of": of, "scored": by == of == "tokens"})
-    return kinds, arrays
+def _kinds(rows: Read) -> list[tuple[str, str, str, str]]:
+    """(sites, name, whose the queries are, whose the keys) of the attention that there is."""
+    return [(sites, *kind) for sites, kind in PATTERNS.items() if rows.source is not None or "source" not in kind[1:]]
 
 
 def _scores(model: Model) -> dict:

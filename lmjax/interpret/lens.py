@@ -47,23 +47,26 @@ def logit_lens(
     if tuned is not None:
         tuned.check(model)
     rows = read(model, text, source)
+    return lens_of(model, rows, forward(cfg, model.params, rows, stream(cfg), {}), top=top, tuned=tuned)
+
+
+def lens_of(
+    model: Model, rows: Read, found: dict[str, jax.Array], *, top: int, tuned: TunedLens | None = None
+) -> Lens:  # fmt: skip
+    """`logit_lens` from what stood at the sites of `residual.stream`."""
+    cfg, tokens_BT = model.cfg, jnp.asarray(rows.tokens)
     lengths = np.full(len(rows.tokens), rows.tokens.shape[1]) if rows.lengths is None else np.asarray(rows.lengths)
     names = ("embed", *map(str, range(cfg.layers)))
-    found = jax.device_get(_lens(cfg, model.params, rows, tuned, top))
+    x_RBTD = jnp.stack([found[name] for name in stream(cfg)])
+    own_BT = jnp.roll(tokens_BT, -1, axis=1) if cfg.causal else tokens_BT
+    said = jax.device_get(_lens(cfg, model.params, x_RBTD, own_BT, tuned, top))
     there_BT = np.arange(rows.tokens.shape[1]) < lengths[:, None] - (1 if cfg.causal else 0)
-    found["own_log_p"] = np.where(there_BT, found["own_log_p"], np.nan)
-    return Lens(names, np.asarray(rows.tokens), **found)
+    said["own_log_p"] = np.where(there_BT, said["own_log_p"], np.nan)
+    return Lens(names, np.asarray(rows.tokens), **said)
 
 
 @partial(jax.jit, static_argnames=("cfg", "top"))
-def _lens(cfg: ModelConfig, params, rows: Read, tuned: TunedLens | None, top: int) -> dict:
-    names = stream(cfg)
-    found = forward(cfg, params, rows, names, {})
-    x_RBTD = jnp.stack([found[name] for name in names])
-    own_BT = jnp.asarray(rows.tokens)
-    if cfg.causal:
-        own_BT = jnp.roll(own_BT, -1, axis=1)
-
+def _lens(cfg: ModelConfig, params, x_RBTD, own_BT, tuned: TunedLens | None, top: int) -> dict:
     last_BTV = jax.nn.log_softmax(read_out(cfg, params, x_RBTD[-1]))
     last_p_BTV = jnp.exp(last_BTV)
 

@@ -63,7 +63,7 @@ def test_a_causal_model(causal):
 def test_the_token_that_is_asked_about(causal):
     found, rows = causal
     facts = told(found, rows, token=3, steps=4)
-    assert facts["chosen"] == 3 and r"'\\x1b'" in facts["input"]["told"]
+    assert facts["chosen"] == 3 and r"'\x1b'" in facts["input"]["told"]
     # nothing behind it has a part in it
     assert facts["input"]["values"][3:] == [0.0] * (len(facts["tokens"]) - 3)
     assert any(facts["input"]["values"][:3]) and "integrated gradients of 4 steps" in facts["input"]["told"]
