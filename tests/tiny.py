@@ -136,18 +136,22 @@ def t5(**changes) -> ModelConfig:
     return replace(cfg, **changes)
 
 
-@functools.cache
 def params(cfg: ModelConfig, seed: int = 0):
-    """Weights, and biases and scales that are not 0 and 1, so that a forgotten one is seen. NumPy draws them: to
-    compile what draws takes longer than to compile the model."""
+    """Weights, and biases and scales that are not 0 and 1, so that a forgotten one is seen."""
+    return jax.tree.map(jnp.asarray, drawn(cfg, seed))
+
+
+@functools.cache
+def drawn(cfg: ModelConfig, seed: int = 0):
+    """The same in NumPy, for any devices; to compile what draws takes longer than to compile the model."""
     rng = np.random.default_rng(seed)
 
     def leaf(path, shape):
         x = rng.normal(size=shape.shape)
         if path.endswith(("bias", "scale")):
             one = path.endswith("scale") and not getattr(cfg.norm, "offset", False)
-            return jnp.asarray(one + 0.1 * x, shape.dtype)
-        return jnp.asarray(cfg.init_std * x, shape.dtype)
+            return (one + 0.1 * x).astype(shape.dtype)
+        return (cfg.init_std * x).astype(shape.dtype)
 
     return map_named(leaf, transformer.abstract_params(cfg))
 
