@@ -1,5 +1,5 @@
-"""Runs on one device, for tests of what no mesh changes: on eight simulated ones every program takes several times as long
-to compile and to run. What eight devices do to a run, tests/train and the tests of meshes say."""
+"""Runs on one device, for tests of what no mesh changes: on eight simulated ones every program takes several times as
+long to compile and to run. What eight devices do to a run, tests/train and the tests of meshes say."""
 
 from contextlib import contextmanager
 
