@@ -1,9 +1,11 @@
 """Eight simulated devices, and a cache of the session's own."""
 
+import functools
 import gc
 import os
 import shutil
 import tempfile
+from dataclasses import fields
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # the workers of pytest-xdist are children of the session and share its cache
@@ -13,7 +15,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jax
 import pytest
 
+from lmjax import evaluating
 from lmjax.compilation import room_for_simulated_devices
+from lmjax.experiment import Experiment
+from lmjax.plan import planning
+from lmjax.sharding import Mesh, build_mesh
+from lmjax.train import prepare
 from tests import tiny
 
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {tiny.QUICK_TO_COMPILE}"
@@ -25,9 +32,57 @@ gc.freeze()
 gc.set_threshold(100_000)
 
 
+def once_a_process(compile_train_step):
+    """What is compiled for an experiment serves another whose step is the same: runs are begun, stopped and gone on
+    with many times here, and in a process of its own each would find its program in the cache."""
+    unseen = {
+        "name",
+        "data",
+        "tokenizer",
+        "sampling",
+        "score_records",
+        "evaluate_every",
+        "checkpoint_every",
+        "sample_every",
+        "keep_checkpoints",
+        "init_from",
+    }
+    seen = [field.name for field in fields(Experiment) if field.name not in unseen]
+    held = {}
+
+    @functools.wraps(compile_train_step)
+    def compiled(experiment, mesh):
+        data = experiment.segmented, experiment.length, experiment.source_length
+        key = mesh, *data, *(getattr(experiment, name) for name in seen)
+        if key not in held:
+            held[key] = compile_train_step(experiment, mesh)
+        return held[key]
+
+    return compiled
+
+
+planning.compile_train_step = once_a_process(planning.compile_train_step)
+
+
 def pytest_sessionfinish():
+    # pytest and Python look through all objects several times at the end
+    gc.freeze()
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["LMJAX_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs and evaluations take one device unless their mesh asks for more: programs over eight are compiled and run
+    twice as long. For the tests of which the mesh is no part."""
+
+    def built(config, devices=None):
+        return build_mesh(config, jax.devices()[:1] if config == Mesh() else devices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (prepare, evaluating):
+            patch.setattr(module, "build_mesh", built)
+        yield
 
 
 @pytest.fixture

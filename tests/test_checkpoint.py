@@ -129,9 +129,17 @@ DAMAGE = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory):
+    """Of the steps 1 and 2."""
+    directory = tmp_path_factory.mktemp("saved") / "c"
+    save(directory, (1, None), (2, None))
+    return directory
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_found_and_the_newest_good_step_is_used_loudly(tmp_path, damage):
-    save(tmp_path / "c", (1, None), (2, None))
+def test_damage_is_found_and_the_newest_good_step_is_used_loudly(two_saved, tmp_path, damage):
+    shutil.copytree(two_saved, tmp_path / "c")
     damage(tmp_path / "c" / "2")
     said = []
     assert checkpoint.newest_good(tmp_path / "c", said.append).step == 1
@@ -141,8 +149,8 @@ def test_damage_is_found_and_the_newest_good_step_is_used_loudly(tmp_path, damag
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_where_no_checkpoint_is_good_it_stops(tmp_path, damage):
-    save(tmp_path / "c", (1, None))
+def test_where_no_checkpoint_is_good_it_stops(two_saved, tmp_path, damage):
+    shutil.copytree(two_saved / "1", tmp_path / "c" / "1")
     damage(tmp_path / "c" / "1")
     with pytest.raises(UserError, match="no good checkpoint is left"):
         checkpoint.newest_good(tmp_path / "c", print)

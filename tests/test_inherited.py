@@ -41,6 +41,9 @@ def labelling(path, model, **changes):
     return tiny.experiment(path, **fields | changes)
 
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """The directory of a run of next tokens, "decoder", and Hugging Face's of an encoder with a masked head, "encoder"."""

@@ -24,11 +24,19 @@ def run(optimizer, schedule, steps=10):
     first, gradients = shaped(), [shaped() for _ in range(steps)]
     tx = optim.transform(optimizer, schedule, steps)
     params = jax.tree.map(jnp.float32, first)
-    state = tx.init(params)
+    return first, gradients, updated(tx, params, gradients)
+
+
+def updated(tx, params, gradients):
+    @jax.jit
+    def step(params, state, g):
+        updates, state = tx.update(g, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.jit(tx.init)(params)
     for g in gradients:
-        updates, state = tx.update(jax.tree.map(jnp.float32, g), state, params)
-        params = optax.apply_updates(params, updates)
-    return first, gradients, params
+        params, state = step(params, state, jax.tree.map(jnp.float32, g))
+    return params
 
 
 def clipped(g, limit):
@@ -73,11 +81,7 @@ def test_adafactor_equals_optax():
     schedule = Constant(peak=0.01)
     params, gradients, ours = run(Adafactor(min_factored=2), schedule)
     tx = optax.adafactor(0.01, min_dim_size_to_factor=2, multiply_by_parameter_scale=False, momentum=None)
-    params = jax.tree.map(jnp.float32, params)
-    state = tx.init(params)
-    for g in gradients:
-        updates, state = tx.update(jax.tree.map(jnp.float32, g), state, params)
-        params = optax.apply_updates(params, updates)
+    params = updated(tx, jax.tree.map(jnp.float32, params), gradients)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, params)
 
 
@@ -94,12 +98,12 @@ def newton_schulz(x):
 def test_muon_orthogonalises_each_layer_of_a_stack_alone():
     """Against NumPy float64, for kernels whose inputs or outputs are heads x head width."""
     cfg = tiny.llama(layers=2)
-    params = transformer.init_params(cfg, jax.random.key(0))
+    params = tiny.params(cfg)
     optimizer = Muon(beta=0.9, adam_scale=0.5)
     tx = optim.transform(optimizer, Constant(peak=0.1), 10)
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    g = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), params)
-    updates, _ = tx.update(g, tx.init(params), params)
+    # AdamW's eps is no part of what is tested: entries beside which it is nothing
+    g = jax.tree.map(lambda x: 5 * x, tiny.params(cfg, 1))
+    updates = jax.jit(lambda g, params: tx.update(g, tx.init(params), params)[0])(g, params)
     flat_g, flat_u = dict(trees.named_leaves(g)), dict(trees.named_leaves(updates))
     for name, rows in [
         ("blocks/attention/q/kernel", 32), ("blocks/attention/out/kernel", 32), ("blocks/feedforward/down/kernel", 48),
@@ -117,11 +121,11 @@ def test_muon_orthogonalises_each_layer_of_a_stack_alone():
 
 def test_muon_orthogonalises_each_expert_alone_and_no_router():
     cfg = tiny.mixtral()
-    params = transformer.init_params(cfg, jax.random.key(0))
+    params = tiny.params(cfg)
     tx = optim.transform(Muon(adam_scale=0.5), Constant(peak=0.1), 10)
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    g = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), params)
-    updates, _ = tx.update(g, tx.init(params), params)
+    # AdamW's eps is no part of what is tested: entries beside which it is nothing
+    g = jax.tree.map(lambda x: 5 * x, tiny.params(cfg, 1))
+    updates = jax.jit(lambda g, params: tx.update(g, tx.init(params), params)[0])(g, params)
     ours, given = updates["blocks"]["feedforward"], g["blocks"]["feedforward"]
     for name in ("gate", "down"):
         x = np.asarray(given[name][1, 3], np.float64)
@@ -142,15 +146,16 @@ def test_muon_equals_optax():
     theirs = optax.contrib.muon(0.1, beta=0.95, muon_weight_dimension_numbers={"blocks": {"w": {"kernel": dims}}})
     ours = optim.transform(Muon(), Constant(peak=0.1), 10)
     a, b = ours.init(params), theirs.init(params)
+    update = [jax.jit(tx.update) for tx in (ours, theirs)]
     for seed in range(5):
         g = jax.tree.map(lambda x, seed=seed: jax.random.normal(jax.random.key(seed), x.shape), params)
-        ua, a = ours.update(g, a, params)
-        ub, b = theirs.update(g, b, params)
+        ua, a = update[0](g, a, params)
+        ub, b = update[1](g, b, params)
         np.testing.assert_allclose(ua["blocks"]["w"]["kernel"], ub["blocks"]["w"]["kernel"], atol=1e-6)
 
 
 def test_decay_touches_matrices_only():
-    mask = dict(trees.named_leaves(optim.decay_mask(transformer.init_params(tiny.gpt2(), jax.random.key(0)))))
+    mask = dict(trees.named_leaves(optim.decay_mask(tiny.params(tiny.gpt2()))))
     decayed = {name for name, yes in mask.items() if yes}
     assert decayed == {
         "embedding", "positions", "blocks/attention/q/kernel", "blocks/attention/k/kernel",
@@ -172,9 +177,10 @@ def nanogpt_get_lr(it, *, learning_rate, warmup_iters, lr_decay_iters, min_lr):
 
 def test_cosine_equals_nanogpt():
     schedule = Cosine(peak=1e-3, warmup=0.05, floor=1e-4)
-    for it in range(0, 2001, 7):
+    every = np.arange(0, 2001, 7)
+    for it, ours in zip(every, jax.vmap(lambda it: schedule.rate(it, 2000))(every), strict=True):
         theirs = nanogpt_get_lr(it, learning_rate=1e-3, warmup_iters=100, lr_decay_iters=2000, min_lr=1e-4)
-        assert float(schedule.rate(it, 2000)) == pytest.approx(theirs, abs=1e-9)
+        assert float(ours) == pytest.approx(theirs, abs=1e-9)
 
 
 def test_other_schedules():
@@ -201,7 +207,7 @@ def test_the_schedule_of_the_transformer():
 @pytest.mark.parametrize("steps", [12, 13, 100, 5000])
 def test_warmup_is_a_share_of_the_steps(steps):
     schedule = Cosine(peak=1.0, warmup=0.25)
-    rates = np.array([schedule.rate(i, steps) for i in range(steps)])
+    rates = np.asarray(jax.vmap(lambda step: schedule.rate(step, steps))(np.arange(steps)))
     assert rates.argmax() == round(0.25 * steps)
     assert rates.max() == 1.0
     assert (rates > 0).all()

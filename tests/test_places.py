@@ -25,6 +25,8 @@ from lmjax.train.report import Report
 from tests import tiny
 from tests.test_checkpoint import PARAMS, REST, abstract
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture
 def bucket():

@@ -24,6 +24,9 @@ WORDS = ["good film", "bad", "so so, rather long", "g" * 20, "ä"]
 TEXTS = [f"{WORDS[i % 5]} {i}" for i in range(23)]
 
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("labels")
@@ -78,11 +81,22 @@ def test_each_record_in_its_order_from_any_format(model, tmp_path, small_parts):
     assert alone["probabilities"] == pytest.approx(found["txt"][17]["probabilities"], abs=1e-6)
 
 
-@pytest.mark.parametrize("after", [0, 1, 3])
-@pytest.mark.parametrize("torn", [b"", b'{"label": "a", "pro'])
-def test_stopped_it_goes_on_to_the_same_bits(model, tmp_path, monkeypatch, small_parts, after, torn):
+@pytest.fixture(scope="module")
+def uninterrupted(model, tmp_path_factory):
+    """What is written for all texts."""
+    place = tmp_path_factory.mktemp("whole")
+    (place / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predicting, "PART", 5)
+        assert predict(model, place / "in.txt", place / "whole.out") == 0
+    return (place / "whole.out").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("after", "torn"), [(0, b""), (0, b'{"label": "a", "pro'), (1, b""), (3, b'{"label": "a", "pro')]
+)
+def test_stopped_it_goes_on_to_the_same_bits(model, uninterrupted, tmp_path, monkeypatch, small_parts, after, torn):
     (tmp_path / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS))
-    assert predict(model, tmp_path / "in.txt", tmp_path / "whole.out") == 0
     whole, calls = Labeller.__call__, []
 
     def stopped(self, params, records):
@@ -106,7 +120,7 @@ def test_stopped_it_goes_on_to_the_same_bits(model, tmp_path, monkeypatch, small
     monkeypatch.setattr(Labeller, "__call__", counted)
     assert predict(model, tmp_path / "in.txt", tmp_path / "x.out") == 0
     assert sum(calls) == len(TEXTS)
-    assert (tmp_path / "x.out").read_bytes() == (tmp_path / "whole.out").read_bytes()
+    assert (tmp_path / "x.out").read_bytes() == uninterrupted
     assert not partial.exists()
 
 

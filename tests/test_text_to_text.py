@@ -1,13 +1,11 @@
 """An encoder-decoder from Python and from the command line."""
 
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 
 import lmjax
+import run as command_line
 from lmjax.errors import UserError
 from lmjax.generate.beam import Beam, beam_search
 from lmjax.interop.write import export
@@ -35,9 +33,8 @@ def model(directory):
 def logits_of(model, source, target):
     source, target = (np.array([ids], np.int32) for ids in (source, target))
     places = [np.arange(x.shape[1])[None] for x in (source, target)]
-    encoded = transformer.encode(model.cfg, model.params, source, places[0])
-    hidden, _ = transformer.hidden(model.cfg, model.params, target, places[1], source=encoded)
-    return np.asarray(transformer.logits(transformer.unembedding(model.cfg, model.params), hidden, None))[0]
+    encoded = tiny.encode(model.cfg, model.params, source, places[0])
+    return np.asarray(tiny.logits(model.cfg, model.params, target, places[1], source=encoded))[0]
 
 
 def test_texts_and_ids(model):
@@ -94,13 +91,10 @@ def test_mistakes_are_one_line(model):
             call()
 
 
-def test_the_command_line(directory, model):
+def test_the_command_line(directory, model, capsys):
     def run(*words):
-        done = subprocess.run(
-            [sys.executable, "run.py", *words], cwd=tiny.ROOT, capture_output=True, text=True,
-            env=tiny.environment_of_a_process(), timeout=300,
-        )  # fmt: skip
-        return done.returncode, done.stdout, done.stderr
+        capsys.readouterr()
+        return command_line.main(list(words)), *capsys.readouterr()
 
     generate = ("generate", "--model", str(directory), "--max_new_tokens", "6")
     code, out, errors = run(*generate, "--prompt", "wie geht", "--beams", "3", "--length_penalty", "0.6")

@@ -10,9 +10,8 @@ import pytest
 from lmjax import experiment as experiments
 from lmjax import trained
 from lmjax.errors import UserError
-from lmjax.models import lora, transformer
+from lmjax.models import lora
 from lmjax.models.lora import LoRA
-from lmjax.models.transformer import init_params
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.trees import count, named_leaves
 from tests import tiny
@@ -36,7 +35,7 @@ def paths(tree):
 def test_the_parts_make_the_whole_again(changes):
     """Bit for bit: A B is 0 at the start."""
     exp = replace(BASE, **changes)
-    params = init_params(exp.model, jax.random.key(0))
+    params = tiny.params(exp.model)
     ours, frozen = trained.split(exp, params)
     for (path, x), (other, y) in zip(named_leaves(params), named_leaves(trained.whole(exp, ours, frozen)), strict=True):
         assert path == other
@@ -45,7 +44,7 @@ def test_the_parts_make_the_whole_again(changes):
 
 
 def test_freezing_and_adapting_say_what_is_trained():
-    params = init_params(BASE.model, jax.random.key(0))
+    params = tiny.params(BASE.model)
     ours, frozen = trained.split(replace(BASE, freeze=("embedding", "*/scale")), params)
     assert paths(frozen) == {path for path in paths(params) if path == "embedding" or path.endswith("/scale")}
     exp = replace(BASE, adapter=LoRA(rank=2, train=("final_norm/*",)))
@@ -89,13 +88,13 @@ def test_in_training_all_blocks_are_summed_up_in_their_loops():
     """Those of an encoder too: no sum of all layers is there at one time, and what comes out is the same."""
     cfg, tokens = tiny.t5(), jnp.arange(20).reshape(2, 10)
     exp = replace(BASE, model=cfg, task=Seq2Seq(), adapter=LoRA(rank=2, weights=("*blocks/*/kernel", "embedding")))
-    params = transformer.init_params(cfg, jax.random.key(1))
+    params = tiny.params(cfg, 1)
     ours, frozen = trained.split(exp, params)
     ours = jax.tree.map(lambda x: x + 0.1, ours)
     merged, apart = trained.whole(exp, ours, frozen), trained.whole(exp, ours, frozen, in_training=True)
     leaves = jax.tree_util.tree_leaves_with_path(apart, is_leaf=lora.is_adapted)
     assert all(lora.is_adapted(x) == ("blocks" in str(path) and "kernel" in str(path)) for path, x in leaves)
-    one, other = (transformer.encode(cfg, p, tokens, tokens % 10, jnp.ones_like(tokens)) for p in (merged, apart))
+    one, other = (tiny.encode(cfg, p, tokens, tokens % 10, jnp.ones_like(tokens)) for p in (merged, apart))
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
 

@@ -1,5 +1,6 @@
 """Small models, experiments, batches and processes for the tests."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,11 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.batch import Batch
 from lmjax.data.sources import TextFiles
 from lmjax.experiment import DataConfig, Experiment
+from lmjax.models import transformer
 from lmjax.models.config import ModelConfig, Span
 from lmjax.models.feedforward import Dense, Experts, Gated
 from lmjax.models.norms import LayerNorm, RMSNorm
@@ -19,6 +23,7 @@ from lmjax.models.positions import Learned, Relative, Rotary, Sinusoidal, Stretc
 from lmjax.optim import AdamW, Cosine
 from lmjax.tokenizers import Bytes
 from lmjax.tokenizers.byte_level import byte_letters
+from lmjax.trees import map_named
 
 ROOT = Path(__file__).parents[1]
 # the tests compile many tiny programs once: what only makes programs faster would make the tests slower
@@ -129,6 +134,38 @@ def t5(**changes) -> ModelConfig:
         feedforward=Gated(width=48, activation="gelu_tanh"),
     )  # fmt: skip
     return replace(cfg, **changes)
+
+
+def params(cfg: ModelConfig, seed: int = 0):
+    """Weights, and biases and scales that are not 0 and 1, so that a forgotten one is seen."""
+    return jax.tree.map(jnp.asarray, drawn(cfg, seed))
+
+
+@functools.cache
+def drawn(cfg: ModelConfig, seed: int = 0):
+    """The same in NumPy, for any devices; to compile what draws takes longer than to compile the model."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        x = rng.normal(size=shape.shape)
+        if path.endswith(("bias", "scale")):
+            one = path.endswith("scale") and not getattr(cfg.norm, "offset", False)
+            return (one + 0.1 * x).astype(shape.dtype)
+        return (cfg.init_std * x).astype(shape.dtype)
+
+    return map_named(leaf, transformer.abstract_params(cfg))
+
+
+# one program for each model and shape; without jax.jit every operation is a program of its own
+hidden = jax.jit(transformer.hidden, static_argnames="cfg")
+encode = jax.jit(transformer.encode, static_argnames="cfg")
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def logits(cfg, params, tokens_BT, positions_BT, segments_BT=None, **more):
+    """(B, T, V)"""
+    hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, segments_BT, **more)
+    return transformer.logits(transformer.unembedding(cfg, params), hidden_BTD, cfg.logit_cap)
 
 
 def experiment(path, **changes) -> Experiment:

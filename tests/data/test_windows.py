@@ -1,6 +1,7 @@
 """Windows: every token a target once, documents apart when asked, and a batch that depends on its step alone."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -10,7 +11,6 @@ from lmjax.data import windows
 from lmjax.data.batches import Batches
 from lmjax.data.store import TokenStream, stream_of
 from lmjax.data.windows import Windows
-from lmjax.models import transformer
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tokenizers import Bytes
 from tests import tiny
@@ -52,15 +52,21 @@ def test_bos_is_never_predicted():
     assert batch.segments_BT is None
 
 
+@partial(jax.jit, static_argnames="cfg")
+def loss(cfg, params, batch):
+    return CausalLM().held_out_loss(cfg, params, batch).total
+
+
 def losses(cfg, params, batch):
     """The loss of every row alone."""
-    one = jax.jit(lambda row: CausalLM().held_out_loss(cfg, params, jax.tree.map(lambda x: x[None], row)).total)
-    return np.array([one(jax.tree.map(lambda x, i=i: x[i], batch)) for i in range(len(batch.tokens_BT))])
+    return np.array(
+        [loss(cfg, params, jax.tree.map(lambda x, i=i: x[i : i + 1], batch)) for i in range(len(batch.tokens_BT))]
+    )
 
 
 @pytest.mark.parametrize("cfg", [tiny.gpt2(), tiny.llama()], ids=["gpt2", "llama"])
 def test_packed_equals_unpacked(cfg):
-    params = transformer.init_params(cfg, jax.random.key(0))
+    params = tiny.params(cfg)
     lengths = [9, 14, 9]
     (packed,) = Windows(stream(lengths), 32, apart=True).in_order(1)
     alone = [windows.read(stream(lengths), np.array([start]), 32, apart=True) for start in (0, 9, 23)]
@@ -71,11 +77,11 @@ def test_packed_equals_unpacked(cfg):
 
 def test_changing_one_document_leaves_the_others_logits_untouched():
     cfg = tiny.llama()
-    params = transformer.init_params(cfg, jax.random.key(0))
+    params = tiny.params(cfg)
     batch = tiny.batch(cfg, 1, apart=True)
     first = batch.segments_BT[0] == 1
     changed = replace(batch, tokens_BT=np.where(first, (batch.tokens_BT + 1) % cfg.vocab, batch.tokens_BT))
-    run = jax.jit(lambda b: transformer.hidden(cfg, params, b.tokens_BT, b.positions_BT, b.segments_BT)[0][0])
+    run = lambda b: tiny.hidden(cfg, params, b.tokens_BT, b.positions_BT, b.segments_BT)[0][0]
     before, after = run(batch), run(changed)
     assert (before[~first] == after[~first]).all()
     assert (before[first] != after[first]).any(axis=-1).all()

@@ -10,7 +10,6 @@ from lmjax.errors import UserError
 from lmjax.generate.beam import Beam, beam_search, way
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import choice
-from lmjax.models import transformer
 from tests import tiny
 
 SMALL = {"one stack": tiny.gpt2(vocab=5), "two stacks": tiny.translator(vocab=5)}
@@ -24,9 +23,8 @@ def each_log_p(cfg, params, prompt, source, texts):
     encoded = None
     if source is not None:
         sources = np.tile(source, (len(rows), 1))
-        encoded = transformer.encode(cfg, params, sources, np.broadcast_to(np.arange(len(source)), sources.shape))
-    hidden, _ = transformer.hidden(cfg, params, rows, places, source=encoded)
-    log_p = jax.nn.log_softmax(transformer.logits(transformer.unembedding(cfg, params), hidden, None))
+        encoded = tiny.encode(cfg, params, sources, np.broadcast_to(np.arange(len(source)), sources.shape))
+    log_p = jax.nn.log_softmax(tiny.logits(cfg, params, rows, places, source=encoded))
     first = len(prompt) - 1
     return np.take_along_axis(np.asarray(log_p)[:, first:-1], rows[:, first + 1 :, None], 2)[..., 0]
 
@@ -34,7 +32,7 @@ def each_log_p(cfg, params, prompt, source, texts):
 @pytest.mark.parametrize(("name", "length_penalty"), [("one stack", 1.5), ("two stacks", 0.0), ("two stacks", 1.5)])
 def test_enough_beams_find_the_best_of_all_texts(name, length_penalty):
     cfg, limit = SMALL[name], 3
-    params = transformer.init_params(cfg, jax.random.key(2))
+    params = tiny.params(cfg, 2)
     source = np.array([1, 4, 2, 2], np.int32) if cfg.encoder_layers else None
     texts = list(product(range(5), repeat=limit))
     scores = {}
@@ -53,7 +51,7 @@ def test_enough_beams_find_the_best_of_all_texts(name, length_penalty):
 
 def test_one_beam_is_greedy_and_rows_do_not_see_one_another():
     cfg = tiny.llama()
-    params = transformer.init_params(cfg, jax.random.key(0))
+    params = tiny.params(cfg)
     prompts = [np.array(x, np.int32) for x in ([5, 6, 7], [8], [9, 10, 11, 12, 13])]
     settings = {"max_new_tokens": 9, "known": 90}
     greedy = generate(cfg, params, prompts, how=choice(), **settings)

@@ -13,7 +13,11 @@ from lmjax.interop.tensor_files import open_tensors, write_tensors
 from lmjax.interop.write import export
 from tests import tiny
 from tests.interop.directories import gpt2_tokenizer_files, params_of, write
+from tests.one_device import on_one_device
+from tests.one_device import one_device as one_device
 from tests.test_command_line import fails
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,8 @@ def both(tmp_path_factory):
         "--tokenizer.bos=True",
         "--tokenizer.eos=True",
     ]
-    assert command_line.main(run) == 0
+    with on_one_device():
+        assert command_line.main(run) == 0
     assert command_line.main(["export", "--model", str(folder / "run"), "--to", str(folder / "out")]) == 0
     return folder
 
@@ -79,12 +84,10 @@ def test_a_model_of_the_hub_by_its_name(tmp_path):
     (repository / "refs" / "main").write_text("0123abc")
     environment = tiny.environment_of_a_process() | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
 
-    def load(name):
-        code = f"import lmjax; print(lmjax.load({name!r}).cfg.vocab)"
-        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-
-    assert load("hf:me/tiny").stdout == "97\n"
-    assert "lmjax.errors.UserError: hf:me/other: " in load("hf:me/other").stderr
+    code = "import lmjax; print(lmjax.load('hf:me/tiny').cfg.vocab); lmjax.load('hf:me/other')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "97\n"
+    assert "lmjax.errors.UserError: hf:me/other: " in done.stderr
 
 
 def test_a_model_without_tokenizer_files(tmp_path, capsys):

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -148,17 +147,23 @@ AFTER |= {"feedforward_post_norm/scale": "ln2_post"}
 SITES |= {site: f"{site}.hook_normalized" for site in AFTER.values()}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# every kind of tensor is in one of these: a Llama's and a Mistral's are in Qwen 2, a Qwen 3's and a Gemma 2's in Gemma 3
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "mixtral", "qwen2", "gemma3_text"])
 def test_a_spoilt_tensor_of_the_middle_layer_is_found_at_its_site(name):
     """Each tensor of layer 1 of 3, by a few parts in a hundred."""
-    noise = lambda x: 0.05 * jnp.abs(x).mean() * jax.random.normal(jax.random.key(2), x.shape)
+
+    def noisy(x):
+        x = np.array(x)
+        x[1] += 0.05 * np.abs(x[1]).mean() * np.random.default_rng(2).standard_normal(x[1].shape)
+        return x
+
     cfg = replace(CONFIGS[name], context=512)
     params = params_of(cfg)
     ids = random_tokens(cfg.vocab, 512)
     whole = activations(cfg, params, ids)
     gated = "gate" in params["blocks"]["feedforward"]
     for path, leaf in trees.named_leaves(params["blocks"]):
-        spoilt = trees.map_named(lambda p, x: x.at[1].add(noise(x[1])) if p == path else x, params["blocks"])
+        spoilt = trees.map_named(lambda p, x: noisy(x) if p == path else x, params["blocks"])
         parting = compare(whole, activations(cfg, params | {"blocks": spoilt}, ids), 1e-4).parting
         kind = "/".join(path.split("/")[-2:])
         if CONFIGS[name].post_norms and kind in AFTER:
@@ -369,13 +374,13 @@ def test_an_export_leaves_nothing_half_written(tmp_path):
 def test_half_precision_is_rounded_to_nearest_even(dtype, tmp_path):
     params = write("llama", tmp_path / "out", dtype=dtype)
     loaded = load_params(open_checkpoint(tmp_path / "out"), stacked=True)
-    rounded = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), params)
-    assert_same(loaded, rounded)
+    rounded = jax.jit(lambda x: jax.tree.map(lambda x: x.astype(dtype), x))(params)
+    assert_same(loaded, jax.tree.map(lambda x: np.asarray(x, np.float32), rounded))
 
 
 def test_numbers_beyond_float16(tmp_path):
     params = params_of(LLAMA)
-    params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(-1e5)
+    params["final_norm"]["scale"] = np.where(np.arange(LLAMA.width) == 3, np.float32(-1e5), 1)
     with pytest.raises(UserError, match="--dtype float16: norm.weight has numbers above 65,504"):
         export(LLAMA, params, None, tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out").exists()
@@ -403,7 +408,7 @@ def test_loading_takes_little_more_memory_than_the_parameters(tmp_path):
         process, most = subprocess.Popen(command, cwd=tiny.ROOT, env=environment), 0
         while process.poll() is None:
             most = max(most, anonymous_memory(process.pid))
-            time.sleep(0.002)
+            time.sleep(0.01)
         assert process.returncode == 0
         assert size < most <= 1.3 * size + 300e6, how
 
@@ -417,7 +422,7 @@ def anonymous_memory(pid: int) -> int:
 def test_a_model_to_call(tmp_path):
     from lmjax.tokenizers import Bytes
 
-    cfg = replace(LLAMA, vocab=258)
+    cfg = replace(LLAMA, vocab=258, layers=1)
     export(cfg, params_of(cfg), Bytes(bos=True).build(list), tmp_path / "out")
     model = lmjax.load(tmp_path / "out")
     one, both = model("hello"), model(["hello", "hello you"])

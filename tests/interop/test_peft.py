@@ -5,6 +5,7 @@ import contextlib
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -20,13 +21,12 @@ from lmjax.loaded import load_model
 from lmjax.models import lora
 from lmjax.models.lora import LoRA
 from lmjax.models.positions import Learned
-from lmjax.models.transformer import init_params
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.trees import named_leaves, nested
 from tests import tiny
-from tests.interop.directories import gpt2_tokenizer_files
+from tests.interop.directories import gpt2_tokenizer_files, params_of
 
 IDS = np.arange(30).reshape(2, 15)
 # a model with one matrix for queries, keys and values, in two orders, and one in which gate and up are the same
@@ -41,13 +41,13 @@ CASES = {
 
 def adapted(cfg, weights, directory, **changes):
     """(experiment on an exported base, the base's parameters, A and B that are not 0)."""
-    params = init_params(cfg, jax.random.key(1))
+    params = params_of(cfg)
     export(cfg, params, None, directory / "base")
     task = Seq2Seq() if cfg.encoder_layers else CausalLM() if cfg.causal else MaskedLM()
     exp = tiny.experiment("unused", model=cfg, task=task, init_from=str(directory / "base"))
     exp = replace(exp, adapter=LoRA(rank=3, alpha=6.0, weights=weights, **changes))
-    draw = lambda path, x: jax.random.normal(jax.random.key(len(path)), x.shape) / 4
-    ours = {path: draw(path, x) for path, x in named_leaves(trained.split(exp, params)[0])}
+    rng, (parts, _) = np.random.default_rng(0), jax.eval_shape(partial(trained.split, exp), params)
+    ours = {path: rng.standard_normal(x.shape).astype(np.float32) / 4 for path, x in named_leaves(parts)}
     return exp, params, nested(ours)
 
 
@@ -55,7 +55,7 @@ def adapted(cfg, weights, directory, **changes):
 def test_out_and_in_again(name, tmp_path):
     exp, params, ours = adapted(*CASES[name], tmp_path)
     export_adapter(exp, ours, tmp_path / "adapter", exp.init_from)
-    model = lmjax.LanguageModel(exp.model, trained.whole(exp, ours, params), None, tmp_path)
+    model = lmjax.LanguageModel(exp.model, jax.jit(partial(trained.whole, exp))(ours, params), None, tmp_path)
     expected = np.asarray(model(IDS).logits)
     assert np.abs(np.asarray(lmjax.load(exp.init_from)(IDS).logits) - expected).max() > 0.1 * np.abs(expected).max()
     found = np.asarray(lmjax.load(tmp_path / "adapter")(IDS).logits)

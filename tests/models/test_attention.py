@@ -22,12 +22,15 @@ def inputs(B=2, T=20, N=4, K=2, H=8, peak=4.0):
     return peak * q, k, v, segments
 
 
+attend = jax.jit(attention.attend, static_argnums=4)
+
+
+# groups of any size take the same way in all kernels, with documents apart or not
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("K", [1, 2, 4])
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("K", "apart"), [(1, False), (2, False), (2, True), (4, True)])
 def test_equals_float64_formula(name, K, apart):
     q, k, v, segments = inputs(K=K)
-    ours = attention.attend(q, k, v, segments if apart else None, KERNELS[name])
+    ours = attend(q, k, v, segments if apart else None, KERNELS[name])
     for row in range(2):
         q64, k64, v64 = (np.asarray(x[row], np.float64) for x in (q, k, v))
         theirs = reference.attention(q64, k64, v64, np.asarray(segments[row]) if apart else np.ones(20))
@@ -52,13 +55,13 @@ def test_blocks_have_the_gradient_of_the_reference():
 
 def test_large_scores_stay_finite():
     q, k, v, _ = inputs(peak=1e4)
-    assert np.isfinite(attention.attend(q, k, v, None, Reference())).all()
+    assert np.isfinite(attend(q, k, v, None, Reference())).all()
 
 
 def test_dropout_keeps_the_mean_and_depends_on_the_key():
     q, k, _, _ = inputs(B=1, peak=1.0)
     v = jnp.ones_like(k)
-    draw = jax.vmap(lambda key: attention.attend(q, k, v, None, Reference(), rate=0.3, key=key))
+    draw = jax.jit(jax.vmap(lambda key: attention.attend(q, k, v, None, Reference(), rate=0.3, key=key)))
     draws = draw(jax.random.split(jax.random.key(0), 200))
     assert np.mean(draws) == pytest.approx(1.0, abs=0.01)
     assert (draws[0] != draws[1]).any()

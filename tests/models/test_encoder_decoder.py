@@ -14,7 +14,7 @@ from lmjax.errors import UserError
 from lmjax.models import attention, transformer, zoo
 from lmjax.models.attention import Auto, Blocks, Reference
 from lmjax.models.cache import empty_cache
-from lmjax.models.config import ModelConfig, Span
+from lmjax.models.config import Span
 from lmjax.models.cross_attention import Source
 from lmjax.models.feedforward import Dense, Experts
 from lmjax.models.packed_params import pack_params
@@ -22,7 +22,6 @@ from lmjax.models.positions import Relative, buckets_of_distance
 from lmjax.sharding import Mesh, batch_sharding, build_mesh
 from lmjax.train import state as train_state
 from tests import reference, tiny
-from tests.models.test_transformer import spread
 
 CONFIGS = {
     "2017": tiny.translator(),
@@ -32,10 +31,6 @@ CONFIGS = {
 }
 # two pairs in a row of 18 and 14 places, and padding
 SOURCE, TARGET = (7, 9), (4, 8)
-
-
-def params_of(cfg: ModelConfig):
-    return spread(transformer.init_params(cfg, jax.random.key(0)))
 
 
 def pairs(seed: int = 0):
@@ -72,7 +67,7 @@ def near(found, expected, share: float = 2e-5):
 @pytest.mark.parametrize("name", ["2017", "t5", "t5_tied"])
 def test_equals_float64_reference(name):
     cfg, (source, target) = CONFIGS[name], pairs()[1]
-    params = params_of(cfg)
+    params = tiny.params(cfg)
     expected = reference.two_stacks(cfg, params, source, target)
     assert np.abs(expected).max() > 0.5
     near(logits(cfg, params, alone(source), alone(target))[0], expected)
@@ -81,7 +76,7 @@ def test_equals_float64_reference(name):
 @pytest.mark.parametrize("name", ["2017", "t5"])
 def test_packed_equals_unpacked(name):
     cfg, both = CONFIGS[name], pairs()
-    params = params_of(cfg)
+    params = tiny.params(cfg)
     row = logits(cfg, params, packed([s for s, _ in both], 18), packed([t for _, t in both], 14))[0]
     assert np.isfinite(row).all()
     start = 0
@@ -94,7 +89,7 @@ def test_packed_equals_unpacked(name):
 def test_what_a_target_token_sees_by_gradient(name, kernel):
     """All of its own source and nothing of another, no later target token, no padding."""
     cfg = replace(CONFIGS[name], kernel=kernel, tied=False, vocab=32)
-    params = params_of(cfg)
+    params = tiny.params(cfg)
     both = pairs()
     source, target = packed([s for s, _ in both], 18), packed([t for _, t in both], 14)
     # every place a token of its own
@@ -105,7 +100,7 @@ def test_what_a_target_token_sees_by_gradient(name, kernel):
             0
         ].sum(-1)
 
-    influence_TE = np.abs(jax.jacrev(sums_T)(params["embedding"])).sum(-1) > 0
+    influence_TE = np.abs(jax.jit(jax.jacrev(sums_T))(params["embedding"])).sum(-1) > 0
     own_T, own_S = target[2][0], source[2][0]
     here = own_T != 0
     expected_TS = own_T[:, None] == own_S
@@ -118,7 +113,7 @@ def test_what_a_target_token_sees_by_gradient(name, kernel):
 def test_cached_equals_uncached(name, stacked):
     """The source is read once; prompts by chunks, then token by token; two rows of one source share its keys."""
     cfg = CONFIGS[name]
-    params = params_of(cfg)
+    params = tiny.params(cfg)
     params = params if stacked else transformer.apart(params)
     rng = np.random.default_rng(1)
     source_BS, lengths_B = rng.integers(0, 97, (2, 11), np.int32), np.array([11, 6])
@@ -128,7 +123,10 @@ def test_cached_equals_uncached(name, stacked):
     source = jax.jit(lambda params: transformer.encode(cfg, params, source_BS, positions_BS, segments_BS))(params)
     twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), source)
     whole, _ = jax.jit(lambda params: transformer.hidden(cfg, params, target_RT, positions_RT, source=twice))(params)
-    cache = transformer.with_source(cfg, params, empty_cache(cfg, 4, 16, stacked=stacked), source)
+    with_source = jax.jit(
+        lambda params, source: transformer.with_source(cfg, params, empty_cache(cfg, 4, 16, stacked=stacked), source)
+    )
+    cache = with_source(params, source)
     found = []
     run = jax.jit(
         lambda params, tokens, positions, cache: transformer.hidden(cfg, params, tokens, positions, cache=cache)
@@ -141,7 +139,7 @@ def test_cached_equals_uncached(name, stacked):
 
 def test_trains_with_dropout_and_the_ways_to_run_agree():
     cfg = tiny.t5(dropout=0.2)
-    params, both = params_of(cfg), pairs()
+    params, both = tiny.params(cfg), pairs()
     source, target = packed([s for s, _ in both], 18), packed([t for _, t in both], 14)
 
     def loss(params, cfg, key=jax.random.key(3)):
@@ -157,12 +155,16 @@ def test_trains_with_dropout_and_the_ways_to_run_agree():
     for a, b in zip(*map(jax.tree.leaves, (plain, gradient(replace(cfg, unroll=2, remat="attention")))), strict=True):
         assert np.abs(a - b).max() <= 1e-5 * largest
     optimizer = optax.adam(1e-2)
-    state, step = optimizer.init(params), jax.jit(jax.value_and_grad(partial(loss, cfg=cfg, key=None)))
-    losses = []
-    for _ in range(8):  # without dropout, which would hide it
-        value, grads = step(params)
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(partial(loss, cfg=cfg, key=None))(params)
         updates, state = optimizer.update(grads, state)
-        params = optax.apply_updates(params, updates)
+        return value, optax.apply_updates(params, updates), state
+
+    state, losses = jax.jit(optimizer.init)(params), []
+    for _ in range(8):  # without dropout, which would hide it
+        value, params, state = step(params, state)
         losses.append(float(value))
     assert losses[-1] < losses[0] / 2
 
@@ -171,10 +173,10 @@ def test_dropout_of_the_two_stacks_differs():
     """One key for both: where the layers are the same, the masks must not be."""
     cfg = tiny.translator(dropout=0.5)
     key, ids = jax.random.key(0), np.arange(16, dtype=np.int32)
-    params = transformer.init_params(cfg, key)
-    source = transformer.encode(cfg, params, *alone(ids), dropout_key=key)
+    params = tiny.params(cfg)
+    source = tiny.encode(cfg, params, *alone(ids), dropout_key=key)
     own = {"embedding": params["embedding"], **params["encoder"]}
-    same, _ = transformer.hidden(cfg.encoder, own, *alone(ids), dropout_key=key)
+    same, _ = tiny.hidden(cfg.encoder, own, *alone(ids), dropout_key=key)
     assert np.abs(source.hidden_BSD - same).max() > 0.1
 
 
@@ -183,7 +185,7 @@ def test_dropout_of_the_two_stacks_differs():
 )
 def test_eight_devices_equal_one(name, mesh):
     cfg = CONFIGS[name]
-    params = params_of(cfg)
+    params = tiny.params(cfg)
     rows = [tiny.batch(cfg, 4, apart=True, seed=seed) for seed in range(2)]
     rows = tuple((x.tokens_BT, x.positions_BT, x.segments_BT) for x in rows)
 
@@ -203,7 +205,7 @@ def test_eight_devices_equal_one(name, mesh):
 
 def test_packed_matrices_are_near():
     cfg = tiny.translator(bias=True)
-    params = transformer.apart(params_of(cfg))
+    params = transformer.apart(tiny.params(cfg))
     source, target = map(alone, pairs()[1])
     whole = logits(cfg, params, source, target)
     half = logits(cfg, pack_params(cfg, params, "bfloat16"), source, target)
@@ -220,14 +222,16 @@ def test_source_kernels_have_one_value_and_one_gradient():
     def loss(q, k, v, kernel):
         return jnp.sin(attention.attend_source(q, k, v, mask, kernel, scale=0.7)).sum()
 
-    a, b = (jax.value_and_grad(loss, (0, 1, 2))(q, k, v, kernel) for kernel in (Reference(), Blocks(size=5)))
+    of = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), static_argnums=3)
+    a, b = (of(q, k, v, kernel) for kernel in (Reference(), Blocks(size=5)))
     for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
     scores = np.einsum("BTKGH,BSKH->BKGTS", q.reshape(2, 13, 2, 2, 8), k) * 0.7
     weights = np.array(jax.nn.softmax(np.where(mask[:, None, None], scores, -1e30), axis=-1))
     weights[1, :, :, 4] = 0
     expected = np.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(2, 13, 4, 8)
-    np.testing.assert_allclose(attention.attend_source(q, k, v, mask, Auto(), scale=0.7), expected, atol=2e-5)
+    auto = jax.jit(partial(attention.attend_source, kernel=Auto(), scale=0.7))(q, k, v, mask)
+    np.testing.assert_allclose(auto, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("relative", [Relative(), Relative(buckets=8, distance=13), Relative(buckets=12, distance=40)])
@@ -279,12 +283,12 @@ def test_what_cannot_be(changes, message):
 
 def test_a_source_without_segments_is_seen_whole():
     cfg, (source, target) = tiny.translator(), pairs()[0]
-    params = params_of(cfg)
-    encoded = transformer.encode(cfg, params, *alone(source))
+    params = tiny.params(cfg)
+    encoded = tiny.encode(cfg, params, *alone(source))
     ones = np.ones((1, len(source)), np.int32)
     for other in (Source(encoded.hidden_BSD, ones), Source(encoded.hidden_BSD, None)):
-        found, _ = transformer.hidden(cfg, params, *alone(target), np.ones((1, len(target)), np.int32), source=other)
-        expected, _ = transformer.hidden(cfg, params, *alone(target), source=encoded)
+        found, _ = tiny.hidden(cfg, params, *alone(target), np.ones((1, len(target)), np.int32), source=other)
+        expected, _ = tiny.hidden(cfg, params, *alone(target), source=encoded)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

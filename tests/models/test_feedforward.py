@@ -16,10 +16,10 @@ def test_gelu_and_its_slope(ours, approximate):
     with jax.enable_x64(True):
         exact = lambda x: jax.nn.gelu(x, approximate=approximate)
         x64 = jnp.asarray(X, jnp.float64)
-        value, slope = jax.vmap(jax.value_and_grad(exact))(x64)
+        value, slope = jax.jit(jax.vmap(jax.value_and_grad(exact)))(x64)
     np.testing.assert_allclose(ours(X), value, atol=1e-6)
     # the rounding of tanh near -1 is multiplied by up to x ** 3
-    np.testing.assert_allclose(jax.vmap(jax.grad(ours))(X), slope, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(ours)))(X), slope, atol=2e-5)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -28,8 +28,8 @@ def test_affine_has_the_gradients_of_a_matrix_product(shape, with_bias):
     draw = lambda i, shape: jax.random.normal(jax.random.key(i), shape)
     given = [draw(0, (2, 5, shape[0])), draw(1, shape), draw(2, shape[1:])][: 3 if with_bias else 2]
     wanted = tuple(range(len(given)))
-    ours = jax.grad(lambda x, w, b=None: jnp.sin(affine(x, w, b)).sum(), wanted)(*given)
-    theirs = jax.grad(lambda x, w, b=0.0: jnp.sin(x @ w + b).sum(), wanted)(*given)
+    ours = jax.jit(jax.grad(lambda x, w, b=None: jnp.sin(affine(x, w, b)).sum(), wanted))(*given)
+    theirs = jax.jit(jax.grad(lambda x, w, b=0.0: jnp.sin(x @ w + b).sum(), wanted))(*given)
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, atol=2e-6)

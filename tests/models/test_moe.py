@@ -1,13 +1,14 @@
 """A mixture of experts: its losses and what it drops equal a NumPy reference; only training has a capacity."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.models import moe, transformer
+from lmjax.models import moe
 from lmjax.models.feedforward import Experts
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.classification import Classification
@@ -15,6 +16,7 @@ from lmjax.tasks.span_qa import SpanQA
 from tests import tiny
 
 
+@partial(jax.jit, static_argnames="chosen")
 def of(logits_BTE, counted_BT, chosen):
     probability_BTE, _, experts_BTC = moe.route(logits_BTE, chosen)
     return moe.routing(logits_BTE, probability_BTE, experts_BTC, counted_BT, 0.0)
@@ -50,7 +52,7 @@ def test_the_routers_losses_and_their_gradients_equal_a_reference_in_float64(cho
     balance, z, d_balance, d_z = reference(logits_BTE, counted_BT, chosen)
     ours = of(logits_BTE, counted_BT, chosen)
     np.testing.assert_allclose([ours.balance, ours.z], [balance, z], rtol=1e-6)
-    gradient = jax.jacrev(lambda x: of(x, counted_BT, chosen))(logits_BTE)
+    gradient = jax.jit(jax.jacrev(lambda x: of(x, counted_BT, chosen)))(logits_BTE)
     np.testing.assert_allclose(gradient.balance, d_balance, atol=1e-7)
     np.testing.assert_allclose(gradient.z, d_z, atol=1e-6)
 
@@ -94,8 +96,8 @@ def test_what_is_over_the_capacity_is_dropped_as_a_reference_says(capacity):
     ff = Experts(count=5, chosen=2, width=24, capacity=capacity)
     x_BTD, counted_BT = random_logits(shape=(3, 10, 32), scale=1.0)
     cfg = tiny.mixtral(feedforward=ff)
-    params = transformer.apart(transformer.init_params(cfg, jax.random.key(1)))["blocks"][0]["feedforward"]
-    y_BTD, routing = moe.ExpertsLayer(cfg).apply({"params": params}, x_BTD, counted_BT)
+    params = jax.tree.map(lambda x: x[0], tiny.params(cfg)["blocks"]["feedforward"])
+    y_BTD, routing = jax.jit(moe.ExpertsLayer(cfg).apply)({"params": params}, x_BTD, counted_BT)
     wanted_BTD, dropped = expected(ff, x_BTD, counted_BT, params)
     assert dropped > 0.02
     np.testing.assert_allclose(routing.dropped, dropped, atol=1e-6)
@@ -105,7 +107,7 @@ def test_what_is_over_the_capacity_is_dropped_as_a_reference_says(capacity):
 @pytest.fixture(scope="module")
 def model():
     cfg = tiny.mixtral()
-    return cfg, transformer.init_params(cfg, jax.random.key(0)), tiny.batch(cfg, 4, apart=True, ragged=True)
+    return cfg, tiny.params(cfg), tiny.batch(cfg, 4, apart=True, ragged=True)
 
 
 def with_capacity(cfg, capacity):
@@ -130,12 +132,14 @@ def test_only_training_drops_and_has_the_routers_losses(model):
     narrow = with_capacity(cfg, 0.3)
     task = CausalLM()
     here = (batch.tokens_BT, batch.positions_BT)
-    assert (transformer.hidden(cfg, params, *here)[0] == transformer.hidden(narrow, params, *here)[0]).all()
-    plain, held_out = task.training_loss(narrow, params, batch, None), task.held_out_loss(narrow, params, batch)
+    assert (tiny.hidden(cfg, params, *here)[0] == tiny.hidden(narrow, params, *here)[0]).all()
+    held_out_loss = jax.jit(task.held_out_loss, static_argnums=0)
+    plain = jax.jit(task.training_loss, static_argnums=0)(narrow, params, batch, None)
+    held_out = held_out_loss(narrow, params, batch)
     assert plain.routed.dropped > 0.1 * plain.weight
     assert abs(plain.total - held_out.total) > 1e-3
     assert held_out.routed is None
-    assert held_out.total == task.held_out_loss(cfg, params, batch).total
+    assert held_out.total == held_out_loss(cfg, params, batch).total
 
 
 @pytest.mark.parametrize("task", [CausalLM(), Classification(labels=("a", "b")), SpanQA()])
@@ -143,11 +147,12 @@ def test_the_routers_losses_are_sums_over_what_is_predicted(model, task):
     cfg, _, batch = model
     ff = replace(cfg.feedforward, balance=0.3, router_z_loss=0.07)
     cfg, key = replace(cfg, feedforward=ff, outputs=task.outputs), jax.random.key(0)
-    params = transformer.init_params(cfg, key)
+    params = tiny.params(cfg)
     batch = replace(batch, targets_BT=batch.targets_BT % 2, segments_BT=jnp.ones_like(batch.tokens_BT))
-    loss = task.training_loss(cfg, params, batch, key)
+    training_loss = jax.jit(task.training_loss, static_argnums=0)
+    loss = training_loss(cfg, params, batch, key)
     routed = jax.tree.map(lambda x: x / loss.weight, loss.routed)
     np.testing.assert_allclose(routed.penalty, cfg.layers * (0.3 * routed.balance + 0.07 * routed.z), rtol=1e-5)
     assert loss.objective == loss.total + loss.routed.penalty
     none = replace(batch, weights_BT=jnp.zeros_like(batch.weights_BT))
-    assert task.training_loss(cfg, params, none, key).objective == 0
+    assert training_loss(cfg, params, none, key).objective == 0

@@ -1,5 +1,7 @@
 """BERT and RoBERTa beside transformers' own: hidden states, logits of masked tokens, the pooled output; both ways."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -68,7 +70,11 @@ def theirs(model, ids, types, here):
 
 def ours(directory, ids, types, here, *, stacked):
     found = open_checkpoint(directory)
-    cfg, params = found.cfg, load_params(found, stacked=stacked)
+    return _ours(found.cfg, load_params(found, stacked=stacked), ids, types, here)
+
+
+@partial(jax.jit, static_argnums=0)
+def _ours(cfg, params, ids, types, here):
     positions_BT = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     hidden, _ = transformer.hidden(cfg, params, ids, positions_BT, here.astype(np.int32), types_BT=types)
     pooled = transformer.pooled(cfg, params, hidden) if cfg.pooler else None
@@ -139,7 +145,7 @@ def test_the_loss_of_masked_tokens_and_its_gradient(pair):
         log_p = jax.nn.log_softmax(transformer.masked_logits(found.cfg, params, hidden))
         return -(jax.numpy.take_along_axis(log_p, ids[..., None], -1)[..., 0] * chosen).sum()
 
-    value, gradient = jax.value_and_grad(total)(load_params(found, stacked=True))
+    value, gradient = jax.jit(jax.value_and_grad(total))(load_params(found, stacked=True))
     assert float(value) == pytest.approx(loss.item(), rel=1e-5)
     embeddings = model.base_model.embeddings
     for x, y in (
@@ -170,6 +176,7 @@ def test_the_task_has_the_loss_of_their_labels(pair):
     positions_BT = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     batch = Batch(read, positions_BT, here.astype(np.int32), ids, chosen.astype(np.float32))
     params = load_params(found, stacked=True)
-    for loss in (task.training_loss(found.cfg, params, batch, None), task.held_out_loss(found.cfg, params, batch)):
+    both = lambda p: (task.training_loss(found.cfg, p, batch, None), task.held_out_loss(found.cfg, p, batch))
+    for loss in jax.jit(both)(params):
         np.testing.assert_allclose(loss.mean(), expected.numpy(), rtol=1e-5)
         assert loss.weight == chosen.sum()

@@ -1,6 +1,7 @@
 """The loss of answers as spans, and its gradient, beside transformers' BertForQuestionAnswering with the same weights."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -57,11 +58,12 @@ def test_loss_and_gradient(tmp_path):
     places_BT = np.tile(np.arange(T, dtype=np.int32), (B, 1))
     batch = Batch(ids_BT, places_BT, np.ones((B, T), np.int32), targets_BT, weights_BT, types_BT)
     task = SpanQA()
-    logits_BTC = np.asarray(task.logits(cfg, params, batch))
+    logits_BTC = np.asarray(jax.jit(partial(task.logits, cfg))(params, batch))
     expected = np.stack([out.start_logits.detach().numpy(), out.end_logits.detach().numpy()], axis=-1)
     assert np.abs(expected).max() > 2
     np.testing.assert_allclose(logits_BTC, expected, atol=1e-5 * np.abs(expected).max())
-    loss, grads = jax.value_and_grad(lambda params: task.training_loss(cfg, params, batch, None).mean())(params)
+    mean = lambda params: task.training_loss(cfg, params, batch, None).mean()
+    loss, grads = jax.jit(jax.value_and_grad(mean))(params)
     np.testing.assert_allclose(loss, out.loss.item(), rtol=1e-5)
     for ours, weight in (
         (grads["outputs"]["dense"]["kernel"].T, model.qa_outputs.weight),

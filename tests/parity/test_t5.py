@@ -1,6 +1,7 @@
 """T5 v1.0 and v1.1 beside transformers' own: logits, loss, gradients; written, loaded there, and read again."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ def theirs(model, source, here, target):
     return model(**{name: torch.tensor(np.asarray(x, np.int64)) for name, x in inputs.items()}).logits
 
 
+@partial(jax.jit, static_argnums=0)
 def ours(cfg, params, source, here, target):
     places = [np.broadcast_to(np.arange(x.shape[1]), x.shape) for x in (source, target)]
     encoded = transformer.encode(cfg, params, source, places[0], here.astype(np.int32))
@@ -90,7 +92,7 @@ def test_loss_and_gradient(pair):
         log_p = jax.nn.log_softmax(ours(found.cfg, params, source, here, target))
         return -jnp.take_along_axis(log_p, labels[..., None], -1).sum()
 
-    value, gradient = jax.value_and_grad(total)(load_params(found, stacked=True))
+    value, gradient = jax.jit(jax.value_and_grad(total))(load_params(found, stacked=True))
     assert float(value) == pytest.approx(loss.item(), rel=1e-5)
     named = dict(model.named_parameters())
     for entry in found.family.all_entries(found.cfg):

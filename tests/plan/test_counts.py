@@ -103,9 +103,9 @@ def test_work_is_what_the_compiler_counts():
     assert 0.9 < (work.products + 2 * work.attention) / flops < 1.0
 
 
-@pytest.mark.parametrize("source_length", [16, 64, 96])
+@pytest.mark.parametrize("source_length", [16, 96])
 def test_the_work_of_two_stacks_is_what_the_compiler_counts(source_length):
-    """A source shorter than the target, as long, and longer."""
+    """A source shorter than the target, and longer."""
     cfg = tiny.t5(layers=1, encoder_layers=1, vocab=512, width=128, heads=4, context=96, positions=Rotary())
     data = DataConfig(length=64, source_length=source_length)
     experiment = tiny.experiment("unused", model=cfg, batch_size=4, microbatches=1, task=Seq2Seq(), data=data)
@@ -154,8 +154,7 @@ def test_places_that_are_not_predicted_save_what_the_compiler_saves():
     assert counts.trained_flops_per_token(few) == counts.flops_per_token(cfg) - 6 * counts.unpredicted(few)
 
 
-@pytest.mark.parametrize("frozen", [(), ("embedding",)])
-@pytest.mark.parametrize("task", [Classification(labels=("a", "b")), SpanQA()])
+@pytest.mark.parametrize(("task", "frozen"), [(Classification(labels=("a", "b")), ()), (SpanQA(), ("embedding",))])
 def test_labels_and_spans_have_no_vocabulary_at_work(task, frozen):
     cfg = tiny.bert(
         layers=1, vocab=5_000, width=128, heads=4, context=64, pooler=False, masked_head=None, outputs=2

@@ -3,6 +3,7 @@ else, packed = apart, and a run from text to figures."""
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -28,6 +29,8 @@ from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tokenizers import Bytes
 from lmjax.train import loop
 from tests import reference, tiny
+from tests.one_device import on_one_device
+from tests.one_device import one_device as one_device
 from tests.train import test_resume as resume
 
 TASK = MaskedLM()
@@ -49,6 +52,11 @@ def hidden(read, rows=4, seed=0, task=TASK):
     """All windows once, with tokens hidden."""
     change = task.change(TOKENIZER, seed)
     return [change(batch, i * rows + np.arange(rows)) for i, batch in enumerate(read.in_order(rows))]
+
+
+@partial(jax.jit, static_argnums=0)
+def held_out_loss(cfg, params, batch):
+    return TASK.held_out_loss(cfg, params, batch)
 
 
 def joined(batches):
@@ -124,7 +132,8 @@ def test_a_mask_follows_from_the_seed_the_step_and_the_row():
 
 def logits64(cfg, params, batch):
     """(B, T, V) in float64 from the hidden vectors on, which are beside transformers' in tests/parity."""
-    hidden_BTD, _ = transformer.hidden(cfg, params, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+    run = jax.jit(partial(transformer.hidden, cfg))
+    hidden_BTD, _ = run(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
     x, p = np.asarray(hidden_BTD, np.float64), jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     if not cfg.masked_head:
         return x @ p["embedding"].T
@@ -133,8 +142,7 @@ def logits64(cfg, params, batch):
     return x @ p["embedding"].T + head["bias"]
 
 
-@pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("head", ["gelu", None])
+@pytest.mark.parametrize(("head", "apart"), [("gelu", False), (None, True)])
 def test_loss_is_that_of_the_hidden_tokens_in_float64(apart, head):
     cfg = replace(CFG, masked_head=head)
     params = transformer.init_params(cfg, jax.random.key(0))
@@ -145,10 +153,11 @@ def test_loss_is_that_of_the_hidden_tokens_in_float64(apart, head):
     for row, place in zip(*np.nonzero(batch.weights_BT), strict=True):
         nats -= np.log(reference.softmax(logits_BTV[row, place])[batch.targets_BT[row, place]])
         right += logits_BTV[row, place].argmax() == batch.targets_BT[row, place]
-    for found in (TASK.held_out_loss(cfg, params, batch), TASK.training_loss(cfg, params, batch, None)):
+    one = held_out_loss(cfg, params, batch)
+    for found in (one, jax.jit(lambda: TASK.training_loss(cfg, params, batch, None))()):
         np.testing.assert_allclose(found.total, nats, rtol=1e-5)
         assert found.weight == batch.weights_BT.sum()
-    assert TASK.held_out_loss(cfg, params, batch).correct == right
+    assert one.correct == right
 
 
 def test_padding_is_not_seen():
@@ -157,7 +166,7 @@ def test_padding_is_not_seen():
     (batch,) = hidden(windows(20), rows=1)
     changed = replace(batch, tokens_BT=np.where(batch.segments_BT == 0, 7, batch.tokens_BT))
     assert (changed.tokens_BT != batch.tokens_BT).any()
-    assert TASK.held_out_loss(CFG, params, batch).total == TASK.held_out_loss(CFG, params, changed).total
+    assert held_out_loss(CFG, params, batch).total == held_out_loss(CFG, params, changed).total
 
 
 def test_documents_apart_equal_each_alone():
@@ -191,10 +200,9 @@ def test_chunks_and_meshes_give_the_same_loss_and_gradient(monkeypatch):
     assert TASK.places(32) == 8 and TASK.chunk(8, 32, 259) == 4
     found = [value_and_grad(batch)]
     assert TASK.held_out_loss(CFG, params, batch).correct == int(count_right(params, batch))
-    for axes in ({"data": 2, "sequence": 4}, {"fsdp": 4, "tensor": 2}):
-        mesh = build_mesh(Mesh(**axes), jax.devices())
-        with jax.set_mesh(mesh):
-            found.append(value_and_grad(place_batch(batch, mesh)))
+    mesh = build_mesh(Mesh(data=1, fsdp=2, sequence=2, tensor=2), jax.devices())
+    with jax.set_mesh(mesh):
+        found.append(value_and_grad(place_batch(batch, mesh)))
     largest = max(np.abs(x).max() for x in jax.tree.leaves(whole[1]))
     for total, gradient in found:
         np.testing.assert_allclose(total, whole[0], rtol=1e-6)
@@ -233,7 +241,7 @@ def test_there_is_room_for_every_count():
 def test_experts_have_their_losses_too():
     cfg = replace(CFG, feedforward=Experts(count=4, chosen=2, width=24))
     params = transformer.init_params(cfg, jax.random.key(0))
-    loss = TASK.training_loss(cfg, params, hidden(windows(60))[0], None)
+    loss = jax.jit(lambda params, batch: TASK.training_loss(cfg, params, batch, None))(params, hidden(windows(60))[0])
     assert loss.routed.penalty > 0 and loss.routed.balance / loss.weight > 0.9
 
 
@@ -259,21 +267,29 @@ def experiment(text_file, **changes):
     return tiny.experiment(text_file, **fields | changes)
 
 
-def test_a_run_in_two_parts_is_one_run(text_file, tmp_path, monkeypatch):
-    exp = experiment(text_file, data=DataConfig(source=TextFiles(path=str(text_file)), documents="apart"))
-    one = resume.run(exp, tmp_path / "one")
-    parts = resume.run(exp, tmp_path / "parts", stops=(5,), monkeypatch=monkeypatch)
-    resume.assert_same_run(one, parts)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a text and a run of it."""
+    place = tmp_path_factory.mktemp("made")
+    (place / "text.txt").write_text(tiny.text(20_000))
+    with on_one_device():
+        loop.train(experiment(place / "text.txt"), place / "run")
+    return place
 
 
-def test_one_protocol_along_a_run_and_after_it(text_file, tmp_path, capsys):
-    loop.train(experiment(text_file), tmp_path / "run")
-    last = resume.metrics(tmp_path / "run")[-1]
+def test_a_run_in_two_parts_is_one_run(made, one_device, tmp_path, monkeypatch):
+    parts = resume.run(experiment(made / "text.txt"), tmp_path / "parts", stops=(5,), monkeypatch=monkeypatch)
+    resume.assert_same_run(made / "run", parts)
+
+
+def test_one_protocol_along_a_run_and_after_it(made, one_device, tmp_path, capsys):
+    run, text_file = made / "run", made / "text.txt"
+    last = resume.metrics(run)[-1]
     assert set(last) == {"step", "eval_loss", "accuracy", "perplexity"}
     assert last["perplexity"] == pytest.approx(np.exp(last["eval_loss"]))
-    sample = (tmp_path / "run" / "samples.txt").read_text().split("--- step 10\n")[1]
+    sample = (run / "samples.txt").read_text().split("--- step 10\n")[1]
     assert sample.count("[") == 2
-    words = ["evaluate", "--model", str(tmp_path / "run"), "--json", str(tmp_path / "out.json")]
+    words = ["evaluate", "--model", str(run), "--json", str(tmp_path / "out.json")]
     assert command_line.main([*words]) == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert {name: found[name] for name in last if name != "step"} == {

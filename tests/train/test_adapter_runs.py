@@ -25,6 +25,9 @@ ADAPTER = LoRA(rank=2, weights=("blocks/*/kernel",), train=("final_norm/*",))
 IDS = np.arange(30).reshape(2, 15) % 97
 
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """(text, a run)."""

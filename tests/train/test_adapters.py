@@ -9,7 +9,6 @@ import pytest
 from lmjax import optim, trained
 from lmjax.models import lora
 from lmjax.models.lora import LoRA
-from lmjax.models.transformer import init_params
 from lmjax.optim import Adafactor, AdamW, Constant, Muon
 from lmjax.sharding import Mesh, build_mesh, place_batch
 from lmjax.train import state as train_state
@@ -32,15 +31,17 @@ def start(exp, mesh):
     """(state, frozen, optimizer); B is not 0, so that A has a gradient."""
     optimizer = optim.transform(exp.optimizer, exp.schedule, exp.steps)
 
-    def make():
-        state, frozen = train_state.fresh(exp, optimizer)
+    def make(params):
+        state, frozen = train_state.begun(exp, optimizer, params)
+        draw = np.random.default_rng(7).normal
         stirred = {
-            path: x + 0.05 * jax.random.normal(jax.random.key(7), x.shape) if path.endswith(lora.B) else x
+            path: x + np.float32(0.05 * draw(size=x.shape)) if path.endswith(lora.B) else x
             for path, x in named_leaves(state.params)
         }
         return replace(state, params=nested(stirred)), frozen
 
-    return *jax.jit(make, out_shardings=train_state.shardings(exp, optimizer, mesh))(), optimizer
+    where = train_state.shardings(exp, optimizer, mesh)
+    return *jax.jit(make, out_shardings=where)(tiny.drawn(exp.model)), optimizer
 
 
 def train(exp, mesh_config, devices, steps=3):
@@ -84,7 +85,7 @@ def test_gradients_are_those_of_the_whole_model(part):
     exp = experiment(part, tiny.llama())
     state, frozen, _ = start(exp, build_mesh(Mesh(), jax.devices()[:1]))
     batch = tiny.batch(exp.model, 4)
-    params = trained.whole(exp, state.params, frozen)
+    params = jax.jit(lambda params, frozen: trained.whole(exp, params, frozen))(state.params, frozen)
     full, _ = gradients(replace(exp, freeze=(), adapter=None), params, {}, batch)
     full, which = dict(named_leaves(full)), trained.parts(exp)
     ours, given = dict(named_leaves(gradients(exp, state.params, frozen, batch)[0])), dict(named_leaves(state.params))
@@ -139,7 +140,7 @@ def test_factors_are_split_as_their_weight():
 def test_the_plain_step_keeps_no_frozen_copy():
     """Without freezing nothing is beside the state."""
     exp = replace(experiment("freeze"), freeze=())
-    params = init_params(exp.model, jax.random.key(0))
+    params = tiny.params(exp.model)
     ours, frozen = trained.split(exp, params)
     assert frozen == {}
     assert jax.tree.structure(ours) == jax.tree.structure(params)

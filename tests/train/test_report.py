@@ -10,6 +10,8 @@ from lmjax.evaluate import held_out as held_out_module
 from lmjax.train import loop, report
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -14,6 +14,8 @@ from lmjax.tokenizers import Bytes, HuggingFace
 from lmjax.train import loop
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
