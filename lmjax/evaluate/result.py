@@ -41,8 +41,8 @@ class Result:
     figures: dict[str, Figure]
     tables: dict[str, list[dict]] = field(default_factory=dict)
     extra: dict = field(default_factory=dict)
-    criticism: tuple[str, ...] = ()
     drawn: dict[str, list[str]] = field(default_factory=dict)
+    criticism: tuple[str, ...] = ()
 
     def as_dict(self) -> dict:
         metrics = {name: figure.as_dict() for name, figure in self.figures.items()}

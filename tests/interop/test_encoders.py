@@ -98,12 +98,16 @@ def test_a_missing_tensor_of_a_head_is_named(tmp_path):
         open_checkpoint(tmp_path / "out")
 
 
-def test_an_encoder_is_no_language_model(tmp_path):
-    export(BERT, params_of(BERT), None, tmp_path / "out")
-    with pytest.raises(
-        UserError, match="load: .*out is an encoder trained for MaskedLM; expected a model of the next token"
-    ):
-        lmjax.load(tmp_path / "out")
+def test_an_encoder_is_loaded_as_a_model_of_masked_tokens(tmp_path):
+    params = params_of(BERT)
+    export(BERT, params, None, tmp_path / "out")
+    model, tokens = lmjax.load(tmp_path / "out"), np.random.default_rng(0).integers(0, BERT.vocab, (2, 9))
+    assert isinstance(model, lmjax.MaskedModel)
+    positions = np.broadcast_to(np.arange(9), (2, 9))
+    hidden, _ = jax.jit(lambda params: transformer.hidden(BERT, params, tokens, positions))(params)
+    np.testing.assert_allclose(model(tokens).logits, transformer.masked_logits(BERT, params, hidden), atol=1e-5)
+    with pytest.raises(UserError, match="out has no tokenizer; expected an array of token ids"):
+        model("a text")
 
 
 def test_onto_a_mesh(tmp_path):
@@ -180,7 +184,11 @@ def test_pretraining_goes_on_from_a_directory(one_device, text_file, tmp_path, c
     back = of_directory(tmp_path / "back").policy
     assert (back.bos, back.eos, back.mask) == (2, 3, 4)
     assert command_line.main(["verify", "--model", str(tmp_path / "back"), "--against", str(tmp_path / "bert")]) == 0
-    for verb, more in (("generate", []), ("evaluate", ["--suite", "perplexity", "--data", str(text_file)])):
-        capsys.readouterr()
-        assert command_line.main([verb, "--model", str(tmp_path / "run"), *more]) == 2
-        assert "run is an encoder trained for MaskedLM; expected a model of the next token" in capsys.readouterr().err
+    filled = lmjax.load(tmp_path / "back").fill(f"{tiny.text(20)} [MASK] [MASK]", top=3)
+    assert [len(place) for place in filled] == [3, 3] and filled[0][0][1] >= filled[0][1][1] > 0
+    capsys.readouterr()
+    assert command_line.main(["generate", "--model", str(tmp_path / "run")]) == 2
+    assert "run is an encoder trained for MaskedLM; expected a model of the next token" in capsys.readouterr().err
+    words = ["evaluate", "--model", str(tmp_path / "run"), "--suite", "perplexity", "--data", str(text_file)]
+    assert command_line.main(words) == 2
+    assert "--suite perplexity: scores the next token, and" in capsys.readouterr().err
