@@ -408,7 +408,7 @@ def test_loading_takes_little_more_memory_than_the_parameters(tmp_path):
         process, most = subprocess.Popen(command, cwd=tiny.ROOT, env=environment), 0
         while process.poll() is None:
             most = max(most, anonymous_memory(process.pid))
-            time.sleep(0.01)
+            time.sleep(0.002)
         assert process.returncode == 0
         assert size < most <= 1.3 * size + 300e6, how
 
