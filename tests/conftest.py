@@ -15,13 +15,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jax
 import pytest
 
-from lmjax import evaluating
 from lmjax.compilation import room_for_simulated_devices
 from lmjax.experiment import Experiment
 from lmjax.plan import planning
-from lmjax.sharding import Mesh, build_mesh
-from lmjax.train import prepare
 from tests import tiny
+from tests.one_device import on_one_device
 
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {tiny.QUICK_TO_COMPILE}"
 room_for_simulated_devices()
@@ -73,15 +71,15 @@ def pytest_sessionfinish():
 
 @pytest.fixture(scope="module")
 def one_device():
-    """Runs and evaluations take one device unless their mesh asks for more: programs over eight are compiled and run
-    twice as long. For the tests of which the mesh is no part."""
+    """All tests of a module."""
+    with on_one_device():
+        yield
 
-    def built(config, devices=None):
-        return build_mesh(config, jax.devices()[:1] if config == Mesh() else devices)
 
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (prepare, evaluating):
-            patch.setattr(module, "build_mesh", built)
+@pytest.fixture
+def one_device_here():
+    """One test."""
+    with on_one_device():
         yield
 
 

@@ -6,17 +6,20 @@ from contextlib import contextmanager
 import jax
 import pytest
 
+from lmjax import evaluating
+from lmjax.evaluate import suites
+from lmjax.sharding import Mesh, build_mesh
+from lmjax.train import prepare
+
+
+def _built(config, devices=None):
+    return build_mesh(config, jax.devices()[:1] if config == Mesh() else devices)
+
 
 @contextmanager
 def on_one_device():
-    """To lmjax, this machine has one device."""
-    first = jax.devices()[:1]
+    """Runs and evaluations take one device unless their mesh asks for more."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *backend: first)
-        yield
-
-
-@pytest.fixture
-def one_device():
-    with on_one_device():
+        for module in (prepare, evaluating, suites):
+            patch.setattr(module, "build_mesh", _built)
         yield

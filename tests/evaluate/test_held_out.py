@@ -23,7 +23,6 @@ from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tokenizers import Bytes
 from lmjax.train import loop
 from tests import reference, tiny
-from tests.one_device import one_device as one_device
 
 CFG = tiny.gpt2(vocab=258, context=16)
 TEXTS = [tiny.text(150), tiny.text(77, seed=1), "é漢😀"]
@@ -103,7 +102,7 @@ def test_compressors_are_measured_on_the_same_bytes():
 @pytest.mark.parametrize(("documents", "devices"), [("joined", 8), ("apart", 1)])
 def test_evaluate_gives_the_runs_final_loss_again(tmp_path, documents, devices, capsys, request):
     if devices == 1:
-        request.getfixturevalue("one_device")
+        request.getfixturevalue("one_device_here")
     text = tiny.text(9000)
     (tmp_path / "text.txt").write_text(text)
     exp = tiny.experiment(tmp_path / "text.txt", steps=4, evaluate_every=4, tokenizer=Bytes(bos=True, eos=True))

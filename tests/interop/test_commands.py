@@ -14,7 +14,6 @@ from lmjax.interop.write import export
 from tests import tiny
 from tests.interop.directories import gpt2_tokenizer_files, params_of, write
 from tests.one_device import on_one_device
-from tests.one_device import one_device as one_device
 from tests.test_command_line import fails
 
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -26,7 +26,6 @@ from lmjax.train import loop
 from tests import tiny
 from tests.interop.directories import change_config, params_of
 from tests.interop.test_directories import assert_same, rewrite
-from tests.one_device import one_device as one_device
 
 BERT = tiny.bert(positions=Learned())
 MODELS = {
@@ -161,7 +160,7 @@ def bert_directory(folder):
     return cfg
 
 
-def test_pretraining_goes_on_from_a_directory(one_device, text_file, tmp_path, capsys):
+def test_pretraining_goes_on_from_a_directory(one_device_here, text_file, tmp_path, capsys):
     """With no more said than its path; what it is evaluated by, the directory is too."""
     cfg = bert_directory(tmp_path / "bert")
     exp = tiny.experiment(

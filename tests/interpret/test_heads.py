@@ -98,7 +98,7 @@ def test_a_text_without_a_right_place_has_no_score_and_bos_is_not_repeated(model
         head_scores(spied, tokens=20)
 
 
-def test_scores_over_training_are_those_of_each_checkpoint(text_file, tmp_path):
+def test_scores_over_training_are_those_of_each_checkpoint(one_device_here, text_file, tmp_path):
     experiment = tiny.experiment(text_file, steps=4, checkpoint_every=2, evaluate_every=4, sample_every=4)
     train(experiment, tmp_path / "run")
     found = induction_over_training(tmp_path / "run")

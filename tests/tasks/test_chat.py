@@ -18,7 +18,6 @@ from lmjax.tasks.chat import Chat
 from lmjax.tokenizers import Bytes
 from lmjax.train import loop
 from tests import reference, tiny
-from tests.one_device import one_device as one_device
 
 TOKENIZER = Bytes(bos=True, eos=True, chat_template="plain").build(list)
 
@@ -129,7 +128,7 @@ def conversations(count):
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def test_a_run_from_lines_of_json_to_answers(one_device, tmp_path, capsys):
+def test_a_run_from_lines_of_json_to_answers(one_device_here, tmp_path, capsys):
     (tmp_path / "chats.jsonl").write_text(conversations(300))
     exp = tiny.experiment(
         tmp_path, task=Chat(loss_chunk=16), tokenizer=Bytes(bos=True, eos=True, chat_template="plain"),

@@ -25,7 +25,6 @@ from lmjax.tasks.label_metrics import label_figures
 from lmjax.tokenizers import Bytes
 from lmjax.train import loop
 from tests import tiny
-from tests.one_device import one_device as one_device
 
 TOKENIZER = Bytes(bos=True, eos=True).build(list)
 
@@ -134,7 +133,7 @@ def table(count, seed):
     return "".join(f"{text}\t{'good' if text.count('g') > text.count('b') else 'bad'}\n" for text in texts)
 
 
-def test_a_run_from_tables_to_figures(one_device, tmp_path, capsys, monkeypatch):
+def test_a_run_from_tables_to_figures(one_device_here, tmp_path, capsys, monkeypatch):
     for name, count, seed in (("train", 600, 0), ("dev", 200, 1), ("test", 200, 2)):
         (tmp_path / f"{name}.tsv").write_text(table(count, seed))
     source = Table(
@@ -268,7 +267,7 @@ def test_token_dropout_leaves_out_tokens_of_training_only():
     assert plain == pytest.approx(float(loss(batch)), rel=1e-5)
 
 
-def test_a_run_with_token_dropout_stopped_and_gone_on_with_is_one_that_was_not(one_device, tmp_path):
+def test_a_run_with_token_dropout_stopped_and_gone_on_with_is_one_that_was_not(one_device_here, tmp_path):
     (tmp_path / "train.tsv").write_text(table(200, 0))
     source = Table(path=str(tmp_path / "train.tsv"), columns=("text", "label"))
     exp = tiny.experiment(

@@ -30,7 +30,6 @@ from lmjax.tokenizers import Bytes
 from lmjax.train import loop
 from tests import reference, tiny
 from tests.one_device import on_one_device
-from tests.one_device import one_device as one_device
 from tests.train import test_resume as resume
 
 TASK = MaskedLM()
@@ -277,12 +276,12 @@ def made(tmp_path_factory):
     return place
 
 
-def test_a_run_in_two_parts_is_one_run(made, one_device, tmp_path, monkeypatch):
+def test_a_run_in_two_parts_is_one_run(made, one_device_here, tmp_path, monkeypatch):
     parts = resume.run(experiment(made / "text.txt"), tmp_path / "parts", stops=(5,), monkeypatch=monkeypatch)
     resume.assert_same_run(made / "run", parts)
 
 
-def test_one_protocol_along_a_run_and_after_it(made, one_device, tmp_path, capsys):
+def test_one_protocol_along_a_run_and_after_it(made, one_device_here, tmp_path, capsys):
     run, text_file = made / "run", made / "text.txt"
     last = resume.metrics(run)[-1]
     assert set(last) == {"step", "eval_loss", "accuracy", "perplexity"}

@@ -25,7 +25,6 @@ from lmjax.tokenizers import Bytes
 from lmjax.train import loop
 from tests import reference, tiny
 from tests.one_device import on_one_device
-from tests.one_device import one_device as one_device
 from tests.train.test_resume import assert_same_run, losses, run
 
 TOKENIZER = Bytes(bos=True, eos=True, chat_template="plain").build(list)
@@ -198,7 +197,7 @@ def metrics(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_ends_the_same_when_stopped_and_prefers_what_was_chosen(base, one_device, tmp_path, monkeypatch):
+def test_a_run_ends_the_same_when_stopped_and_prefers_what_was_chosen(base, one_device_here, tmp_path, monkeypatch):
     assert_same_run(base / "run", run(experiment(base), tmp_path / "stopped", [5], monkeypatch))
     # before the first step the model is its own reference
     np.testing.assert_allclose(losses(base / "run")[0][1], np.log(2), rtol=1e-5)
@@ -209,13 +208,13 @@ def test_a_run_ends_the_same_when_stopped_and_prefers_what_was_chosen(base, one_
     assert "of the rejected" in (base / "run" / "samples.txt").read_text()
 
 
-def test_an_adapter_is_compared_with_its_base(base, one_device, tmp_path):
+def test_an_adapter_is_compared_with_its_base(base, one_device_here, tmp_path):
     loop.train(experiment(base, adapter=LoRA(rank=2, weights=("blocks/*/kernel",))), tmp_path / "run")
     assert (tmp_path / "run" / REFERENCE).read_text() == (base / "run" / REFERENCE).read_text()
     assert metrics(tmp_path / "run")[-1]["eval_loss"] < np.log(2)
 
 
-def test_evaluated_with_and_without_the_base(base, one_device, tmp_path, capsys):
+def test_evaluated_with_and_without_the_base(base, one_device_here, tmp_path, capsys):
     last, out, known = metrics(base / "run")[-1], tmp_path / "out.json", base / "run" / REFERENCE
     words = ["evaluate", "--model", str(base / "run"), "--json", str(out)]
     new = ["--data", str(tmp_path / "new.jsonl")]

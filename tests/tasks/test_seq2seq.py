@@ -26,7 +26,6 @@ from lmjax.tokenizers import Bytes, HuggingFace
 from lmjax.train import loop
 from lmjax.train.prepare import prepare
 from tests import tiny
-from tests.one_device import one_device as one_device
 
 TOKENIZER = Bytes(bos=True, eos=True).build(list)
 BOS, EOS = 256, 257
@@ -241,7 +240,7 @@ def translations(path, count, seed):
     return str(path / f"{seed}.a"), str(path / f"{seed}.b")
 
 
-def test_a_run_from_parallel_files_to_figures(one_device, tmp_path, capsys):
+def test_a_run_from_parallel_files_to_figures(one_device_here, tmp_path, capsys):
     train, held_out = translations(tmp_path, 400, 0), translations(tmp_path, 40, 1)
     source = Parallel(path=train, held_out=OtherFiles(path=held_out))
     exp = tiny.experiment(

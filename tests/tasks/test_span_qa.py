@@ -19,7 +19,6 @@ from lmjax.tasks.span_qa import SpanQA, span_loss
 from lmjax.tokenizers import Bytes, HuggingFaceTokenizer, Policy, SentencePiece
 from lmjax.train import loop
 from tests import tiny
-from tests.one_device import one_device as one_device
 
 TOKENIZER = Bytes(bos=True, eos=True).build(list)
 TASK = SpanQA(longest_answer=4)
@@ -195,7 +194,7 @@ def squad(count, seed):
     return json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]})
 
 
-def test_a_run_from_squads_files_to_figures(one_device, tmp_path, capsys):
+def test_a_run_from_squads_files_to_figures(one_device_here, tmp_path, capsys):
     for name, count, seed in (("train", 600, 0), ("dev", 60, 1), ("test", 60, 2)):
         (tmp_path / f"{name}.json").write_text(squad(count, seed))
     source = Squad(path=str(tmp_path / "train.json"), held_out=OtherFiles(path=str(tmp_path / "dev.json")))

@@ -164,7 +164,7 @@ def test_what_a_user_gets_wrong_is_one_line(make, message):
         make()
 
 
-def test_a_run_goes_on_without_its_base_and_holds_it_as_it_was(tmp_path, monkeypatch):
+def test_a_run_goes_on_without_its_base_and_holds_it_as_it_was(one_device_here, tmp_path, monkeypatch):
     """So it needs nothing beside itself, and every verb sees the base in it."""
     monkeypatch.setattr(loop, "environment", dict)
     (tmp_path / "text.txt").write_text(tiny.text(3_000), encoding="utf-8")
