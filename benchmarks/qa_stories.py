@@ -1,6 +1,6 @@
 """A reading-comprehension set with known answers: short stories about people and places with made-up names.
 
-    python benchmarks/qa_stories.py --out stories              # train, dev, test and real .json, in SQuAD's format
+    python benchmarks/qa_stories.py --out stories              # short, train, dev, test and real .json, in SQuAD's format
     python benchmarks/qa_stories.py --out stories --model runs/qa   # exact match by template, beside the baselines
 
 A story mixes the facts of two schemes. Of each scheme it has two or three instances with other people, places and
@@ -28,10 +28,10 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-# closed syllables, of which few words of bad meaning can be made
-ONSETS = words("b d k l m r s t v")
-VOWELS = words("a e i o u")
-CODAS = words("l n r")
+# a name is one of the first and one of the second syllables. These have fewer vowels than those, and none of the letters
+# that are frequent in English: so a byte-pair encoding makes a piece of each syllable, and no piece of what is between
+FIRST = [onset + vowel for onset in words("B D F G H J K L M N P R S T V W Z Br Dr Gr Kr Tr Pl Kl") for vowel in "aeiou"]
+SECOND = [onset + vowel for onset in words("b f g k m p v z w j") for vowel in "aio"]
 # a name that begins a text is cut in other pieces than one behind a space
 OPENINGS = ("This is the story.", "Here is what we know.", "Listen well.", "It was long ago.")
 # of real.json
@@ -70,8 +70,11 @@ ROOMS = words("attic bathroom bedroom cellar corridor garage garden hall kitchen
 BOXES = words("barrel box cabinet cart chest crate cupboard drawer sack suitcase trunk wardrobe")
 
 
-# of the training stories, how many have one scheme of two instances: there the two facts find each other sooner
+# of the training stories, how many have one scheme of two instances; all of short.json have
 SHORT = 0.5
+# in short.json: how many stories have names of one syllable, and how many questions need one fact
+ONE_SYLLABLE = 0.75
+ONE_FACT = 0.6
 
 
 @dataclass(frozen=True)
@@ -119,17 +122,24 @@ def pick(rng: np.random.Generator, found: Sequence):
     return found[rng.integers(len(found))]
 
 
-def made_up(part: str) -> Callable[[np.random.Generator], str]:
-    """Names of one part: which part a name is of its hash says, so that the parts have none in common."""
-    taken = {name.lower() for name in (*PEOPLE, *TOWNS, *DAYS)}
+def part_of(name: str) -> str:
+    """Which part may use a name of two syllables, which its hash says: so the parts have none in common."""
+    number = hashlib.sha256(name.encode()).digest()[0]
+    return "test" if number < 26 else "dev" if number < 52 else "train"
 
-    def draw(rng: np.random.Generator) -> str:
+
+def made_up(part: str, rng: np.random.Generator) -> Callable[[], str]:
+    """The names of one story, no two of which have a syllable in common."""
+    taken = {name.lower() for name in (*PEOPLE, *TOWNS, *DAYS, "to")}
+    is_short, used = part == "short" and rng.random() < ONE_SYLLABLE, set()
+
+    def draw() -> str:
         while True:
-            syllables = [pick(rng, ONSETS) + pick(rng, VOWELS) + pick(rng, CODAS) for _ in range(2)]
-            name = "".join(syllables).capitalize()
-            number = hashlib.sha256(name.encode()).digest()[0]
-            own = "test" if number < 26 else "dev" if number < 52 else "train"
-            if own == part and name.lower() not in taken:
+            first, second = pick(rng, FIRST), "" if is_short else pick(rng, SECOND)
+            name = first + second
+            own = is_short or part_of(name) == ("train" if part == "short" else part)
+            if own and name.lower() not in taken and not used & {first, second}:
+                used.update({first, second} - {""})
                 return name
 
     return draw
@@ -140,7 +150,7 @@ def drawers(part: str, rng: np.random.Generator) -> dict[str, Callable[[], str]]
     if part == "real":
         person, place = partial(pick, rng, PEOPLE), partial(pick, rng, TOWNS)
     else:
-        person = place = partial(made_up(part), rng)
+        person = place = made_up(part, rng)
     lists = {
         "thing": THINGS, "job": JOBS, "relation": RELATIONS, "colour": COLOURS, "day": DAYS, "food": FOODS,
         "other": FOODS, "animal": ANIMALS, "room": ROOMS, "box": BOXES,
@@ -179,7 +189,7 @@ def story(part: str, rng: np.random.Generator) -> tuple[str, list[dict]]:
         return value
 
     counts = [int(rng.integers(2, 4)), 2]
-    if part == "train" and rng.random() < SHORT:
+    if part == "short" or (part == "train" and rng.random() < SHORT):
         counts = [2]
     lines, asked = [], []
     for number, count in zip(rng.choice(len(SCHEMES), len(counts), replace=False), counts, strict=True):
@@ -197,7 +207,7 @@ def story(part: str, rng: np.random.Generator) -> tuple[str, list[dict]]:
             times = rng.random(len(what.facts))
             for fact, time in enumerate(np.sort(times) if what.ordered else times):
                 lines.append((time, number, instance, fact, pick(rng, what.facts[fact])))
-        needed = 1 if rng.random() < 0.2 else 2
+        needed = 1 if rng.random() < (ONE_FACT if part == "short" else 0.2) else 2
         asks = [ask for ask in what.asks if ask.facts == needed] or what.asks
         asked.append((number, pick(rng, asks), int(rng.integers(count)), instances))
     return told(sorted(lines), asked, rng)
@@ -326,12 +336,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a directory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=24_000, help="stories, each with two questions")
+    parser.add_argument("--short", type=int, default=150_000, help="stories of short.json, each with one question")
     parser.add_argument("--test", type=int, default=1000, help="the same, of each of the other parts")
     parser.add_argument("--model", help="a run: scores it by template")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    made = {part: squad(part, given.train if part == "train" else given.test, given.seed)
-            for part in ("train", "dev", "test", "real")}  # fmt: skip
+    counts = {"short": given.short, "train": given.train, "dev": given.test, "test": given.test, "real": given.test}
+    made = {part: squad(part, count, given.seed) for part, count in counts.items()}
     for part, dataset in made.items():
         (given.out / f"{part}.json").write_text(json.dumps(dataset) + "\n")
     for part in ("test", "real"):
