@@ -1,26 +1,25 @@
 """wip"""
 
-from lmjax.data.records import Squad
-from lmjax.data.sources import WholeDocuments
-from lmjax.experiment import DataConfig, Experiment
-from lmjax.models.config import ModelConfig
-from lmjax.models.feedforward import Dense
-from lmjax.models.norms import RMSNorm
-from lmjax.models.positions import Rotary
-from lmjax.optim import Linear, Muon
-from lmjax.tasks.span_qa import SpanQA
+from dataclasses import replace
+
+from qa_first import experiment as qa_first
+from qa_first import stories
+
+from lmjax.data.mixture import Mixture, Weighted
+from lmjax.optim import Linear
 from lmjax.tokenizers import SentencePiece
 
-experiment = Experiment(
+experiment = replace(
+    qa_first,
     name="qa_short",
-    model=ModelConfig(
-        layers=4, width=64, heads=4, head_dim=32, context=256, causal=False, positions=Rotary(fraction=0.25),
-        norm=RMSNorm(), qk_norm=True, equal_keys=True, bias=False,
-        feedforward=Dense(activation="relu_squared", bias=False), token_types=3, init_std=0.1, unroll=4,
+    tokenizer=SentencePiece(path="runs/qa_first/tokenizer/tokenizer.model"),
+    data=replace(
+        qa_first.data,
+        source=Mixture(parts=(Weighted(source=stories("first")), Weighted(source=stories("short"), weight=4))),
     ),
-    task=SpanQA(longest_answer=12, mark_shared=True),
-    tokenizer=SentencePiece(vocab_size=1100),
-    data=DataConfig(source=Squad(path="stories/short.json", held_out=WholeDocuments(share=0.01)), length=96),
-    optimizer=Muon(beta=0.9, adam_scale=0.1), schedule=Linear(peak=0.01, warmup=0.02, floor=0.004),
-    batch_size=32, steps=2000, evaluate_every=250, checkpoint_every=250, sample_every=1000, score_records=300,
-)  # fmt: skip
+    init_from="runs/qa_first",
+    schedule=Linear(peak=0.005, warmup=0.02, floor=0.003),
+    steps=2500,
+    evaluate_every=500,
+    checkpoint_every=500,
+)
