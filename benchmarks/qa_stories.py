@@ -11,7 +11,8 @@ real.json has names of real people and towns, which those are not spelled like. 
 train, dev, test and real .json have these stories. first.json and short.json lead up to them: one scheme of two
 instances, half of the stories with names of one syllable (those of the tests have two), half of the questions with one
 fact; in first.json all names are so, and there is one scheme of few words. Names are simple: two syllables, each of
-which is one piece of a byte-pair encoding, and no two names of a story have a syllable in common.
+which is one piece of a byte-pair encoding, and no two names of a story have a syllable in common. Facts are told in
+few words and one order ("Fivo took saw. Fivo entered Vewa."), and a question has few words of the facts but names.
 """
 
 import argparse
@@ -363,7 +364,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="a directory")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=60_000, help="stories of train.json")
+    parser.add_argument("--train", type=int, default=40_000, help="stories of train.json")
     parser.add_argument("--short", type=int, default=60_000, help="the same, of first.json and of short.json")
     parser.add_argument("--test", type=int, default=1000, help="the same, of each of the other parts")
     parser.add_argument("--model", help="a run: scores it by template")

@@ -12,7 +12,7 @@ from benchmarks.qa_stories import SCHEMES, baselines, names_of, questions_of, sq
 
 @pytest.fixture(scope="module")
 def made():
-    return {part: squad(part, 150, seed=1) for part in ("short", "train", "dev", "test", "real")}
+    return {part: squad(part, 150, seed=1) for part in ("first", "short", "train", "dev", "test", "real")}
 
 
 def test_a_seed_says_every_byte(made):
