@@ -1,12 +1,18 @@
 """A reading-comprehension set with known answers: short stories about people and places with made-up names.
 
-    python benchmarks/qa_stories.py --out stories              # train, dev, test and real .json, in SQuAD's format
+    python benchmarks/qa_stories.py --out stories                   # the files below, in SQuAD's format
     python benchmarks/qa_stories.py --out stories --model runs/qa   # exact match by template, beside the baselines
 
 A story mixes the facts of two schemes. Of each scheme it has two or three instances with other people, places and
 things, so that whoever looks at the kind of a word alone has two or three to choose from. About half of the questions
-need two facts ("Who got the lamp?" and where that one went). No name of dev or test occurs in train; real.json has
-names of real people and towns, which train cannot spell. The same seed gives the same bytes.
+need two facts ("Who got the lamp?" and where that one went). No name of dev or test occurs in what is trained on;
+real.json has names of real people and towns, which those are not spelled like. The same seed gives the same bytes.
+
+train, dev, test and real .json have these stories. first.json and short.json lead up to them: one scheme of two
+instances, half of the stories with names of one syllable (those of the tests have two), half of the questions with one
+fact; in first.json all names are so, and there is one scheme of few words. Names are simple: two syllables, each of
+which is one piece of a byte-pair encoding, and no two names of a story have a syllable in common. Facts are told in
+few words and one order ("Fivo took saw. Fivo entered Vewa."), and a question has few words of the facts but names.
 """
 
 import argparse
@@ -28,10 +34,14 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-# closed syllables, of which few words of bad meaning can be made
-ONSETS = words("b d k l m r s t v")
-VOWELS = words("a e i o u")
-CODAS = words("l n r")
+def syllables(onsets: str, vowels: str) -> list[str]:
+    return [onset + vowel for onset in words(onsets) for vowel in vowels]
+
+
+# a name is one of each. The second ones have fewer vowels and none of the most frequent consonants: so a byte-pair
+# encoding makes a piece of nearly every syllable, and not of what stands between two
+FIRST_SYLLABLES = syllables("B D F G H J K L M N P R S T V W Z Br Dr Gr Kr Tr Pl Kl", "aeiou")
+SECOND_SYLLABLES = syllables("b f g k m p v z w j", "aio")
 # a name that begins a text is cut in other pieces than one behind a space
 OPENINGS = ("This is the story.", "Here is what we know.", "Listen well.", "It was long ago.")
 # of real.json
@@ -70,8 +80,12 @@ ROOMS = words("attic bathroom bedroom cellar corridor garage garden hall kitchen
 BOXES = words("barrel box cabinet cart chest crate cupboard drawer sack suitcase trunk wardrobe")
 
 
-# of the training stories, how many have one scheme of two instances: there the two facts find each other sooner
+# of the stories of train.json, how many have one scheme of two instances
 SHORT = 0.5
+# of short.json: how many stories have names of one syllable
+ONE_SYLLABLE = 0.5
+# how many questions about schemes that have both kinds need one fact
+ONE_FACT = {"first": 0.5, "short": 0.5, "train": 0.2, "dev": 0.2, "test": 0.2, "real": 0.2}
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,20 @@ def schemes(text: str) -> list[Scheme]:
 
 
 SCHEMES = schemes(Path(__file__).with_name("qa_templates.txt").read_text(encoding="utf-8"))
+# of first.json: as little text as two facts can have, and no question has another word of a fact than the one that it
+# asks about
+FIRST = schemes(
+    """first
+= {a} took {thing}.
+= {a} reached {p}.
+? what 1 thing 1 | What has {a}?
+? where 1 p 2 | Where is {a}?
+? owner 1 a 2 | Who has {thing}?
+? visitor 1 a 1 | Who is at {p}?
+? thing 2 thing 1 | What is at {p}?
+? place 2 p 2 | Where is {thing}?
+"""
+)
 
 
 def pick(rng: np.random.Generator, found: Sequence):
@@ -119,17 +147,25 @@ def pick(rng: np.random.Generator, found: Sequence):
     return found[rng.integers(len(found))]
 
 
-def made_up(part: str) -> Callable[[np.random.Generator], str]:
-    """Names of one part: which part a name is of its hash says, so that the parts have none in common."""
-    taken = {name.lower() for name in (*PEOPLE, *TOWNS, *DAYS)}
+def part_of(name: str) -> str:
+    """Which part a name of two syllables is of, as its hash says: so the parts have none in common."""
+    number = hashlib.sha256(name.encode()).digest()[0]
+    return "test" if number < 26 else "dev" if number < 52 else "train"
 
-    def draw(rng: np.random.Generator) -> str:
+
+def made_up(part: str, rng: np.random.Generator) -> Callable[[], str]:
+    """The names of one story, no two of which have a syllable in common."""
+    # a name "To" would be marked where a question begins with that word
+    taken = {name.lower() for name in (*PEOPLE, *TOWNS, *DAYS, "to")}
+    is_short, used = part == "first" or (part == "short" and rng.random() < ONE_SYLLABLE), set()
+    split = part if part in ("dev", "test") else "train"
+
+    def draw() -> str:
         while True:
-            syllables = [pick(rng, ONSETS) + pick(rng, VOWELS) + pick(rng, CODAS) for _ in range(2)]
-            name = "".join(syllables).capitalize()
-            number = hashlib.sha256(name.encode()).digest()[0]
-            own = "test" if number < 26 else "dev" if number < 52 else "train"
-            if own == part and name.lower() not in taken:
+            first, second = pick(rng, FIRST_SYLLABLES), "" if is_short else pick(rng, SECOND_SYLLABLES)
+            name = first + second
+            if (is_short or part_of(name) == split) and name.lower() not in taken and not used & {first, second}:
+                used.update({first, second} - {""})
                 return name
 
     return draw
@@ -140,7 +176,7 @@ def drawers(part: str, rng: np.random.Generator) -> dict[str, Callable[[], str]]
     if part == "real":
         person, place = partial(pick, rng, PEOPLE), partial(pick, rng, TOWNS)
     else:
-        person = place = partial(made_up(part), rng)
+        person = place = made_up(part, rng)
     lists = {
         "thing": THINGS, "job": JOBS, "relation": RELATIONS, "colour": COLOURS, "day": DAYS, "food": FOODS,
         "other": FOODS, "animal": ANIMALS, "room": ROOMS, "box": BOXES,
@@ -169,7 +205,7 @@ def filled(form: str, values: dict[str, str], answer: str = "") -> tuple[str, in
 
 
 def story(part: str, rng: np.random.Generator) -> tuple[str, list[dict]]:
-    """(context, its two questions)."""
+    """(context, a question about each of its schemes)."""
     draw, used = drawers(part, rng), set()
 
     def fresh(slot: str) -> str:
@@ -179,11 +215,12 @@ def story(part: str, rng: np.random.Generator) -> tuple[str, list[dict]]:
         return value
 
     counts = [int(rng.integers(2, 4)), 2]
-    if part == "train" and rng.random() < SHORT:
+    if part in ("first", "short") or (part == "train" and rng.random() < SHORT):
         counts = [2]
     lines, asked = [], []
-    for number, count in zip(rng.choice(len(SCHEMES), len(counts), replace=False), counts, strict=True):
-        what = SCHEMES[number]
+    chosen = FIRST if part == "first" else SCHEMES
+    for number, count in zip(rng.choice(len(chosen), len(counts), replace=False), counts, strict=True):
+        what = chosen[number]
         slots = sorted({slot for forms in what.facts for slot in re.findall(r"\{(\w+)\}", forms[0])})
         relation, instances = draw["relation"](), []
         for instance in range(count):
@@ -197,16 +234,18 @@ def story(part: str, rng: np.random.Generator) -> tuple[str, list[dict]]:
             times = rng.random(len(what.facts))
             for fact, time in enumerate(np.sort(times) if what.ordered else times):
                 lines.append((time, number, instance, fact, pick(rng, what.facts[fact])))
-        needed = 1 if rng.random() < 0.2 else 2
+        needed = 1 if rng.random() < ONE_FACT[part] else 2
         asks = [ask for ask in what.asks if ask.facts == needed] or what.asks
         asked.append((number, pick(rng, asks), int(rng.integers(count)), instances))
-    return told(sorted(lines), asked, rng)
+    return told(chosen, sorted(lines), asked, rng)
 
 
-def told(lines: list[tuple], asked: list[tuple], rng: np.random.Generator) -> tuple[str, list[dict]]:
-    """The lines one after another, and each question with its answer's place."""
+def told(
+    chosen: list[Scheme], lines: list[tuple], asked: list[tuple], rng: np.random.Generator
+) -> tuple[str, list[dict]]:
+    """The lines one after another, and each question with its answer's place. chosen: the schemes, by number."""
     values = {number: instances for number, _, _, instances in asked}
-    context, begins = pick(rng, OPENINGS), {}
+    context, begins = OPENINGS[2] if chosen is FIRST else pick(rng, OPENINGS), {}
     for _, number, instance, fact, form in lines:
         context += " "
         begins[number, instance, fact] = (len(context), form)
@@ -219,7 +258,7 @@ def told(lines: list[tuple], asked: list[tuple], rng: np.random.Generator) -> tu
         answer = {"text": mine[ask.answer], "answer_start": start}
         assert context.startswith(answer["text"], start)
         question = filled(pick(rng, ask.forms), mine)[0]
-        name = f"{SCHEMES[number].name}-{ask.name}-{ask.facts}"
+        name = f"{chosen[number].name}-{ask.name}-{ask.facts}"
         questions.append({"id": name, "question": question, "answers": [answer]})
     return context, questions
 
@@ -325,13 +364,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="a directory")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=24_000, help="stories, each with two questions")
+    parser.add_argument("--train", type=int, default=40_000, help="stories of train.json")
+    parser.add_argument("--short", type=int, default=60_000, help="the same, of first.json and of short.json")
     parser.add_argument("--test", type=int, default=1000, help="the same, of each of the other parts")
     parser.add_argument("--model", help="a run: scores it by template")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    made = {part: squad(part, given.train if part == "train" else given.test, given.seed)
-            for part in ("train", "dev", "test", "real")}  # fmt: skip
+    counts = {"first": given.short, "short": given.short, "train": given.train}
+    counts |= dict.fromkeys(("dev", "test", "real"), given.test)
+    made = {part: squad(part, count, given.seed) for part, count in counts.items()}
     for part, dataset in made.items():
         (given.out / f"{part}.json").write_text(json.dumps(dataset) + "\n")
     for part in ("test", "real"):

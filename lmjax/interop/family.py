@@ -130,7 +130,7 @@ def normal(cfg: ModelConfig) -> ModelConfig:
         out_bias=cfg.bias if cfg.out_bias is None else cfg.out_bias, pattern=_plain(cfg)[:period],
         score_scale=cfg.head_width**-0.5 if cfg.score_scale is None else cfg.score_scale,
         dropout=0.0, init_std=0.02, autoencoder=None,
-        **{name: getattr(_BARE, name) for name in ("dtype", "kernel", "products", "remat", "unroll")},
+        **{name: getattr(_BARE, name) for name in ("dtype", "equal_keys", "kernel", "products", "remat", "unroll")},
     )  # fmt: skip
 
 

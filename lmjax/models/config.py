@@ -49,13 +49,14 @@ class ModelConfig:
     stream is normalised too (Gemma 2, arXiv:2408.00118). scaled_embedding: embeddings times sqrt(width).
     scaled_output: the vectors from which tokens are predicted are divided by sqrt(width) (T5 v1.0).
 
-    vocab: None takes the tokenizer's size. kv_heads: None takes `heads`; fewer is grouped-query
-    attention (arXiv:2305.13245), 1 multi-query (arXiv:1911.02150). head_dim: None takes width / heads.
-    bias: of the attention projections. init_std: of every matrix, divided by sqrt(2 layers) for the two of a layer
-    that write to the residual stream (GPT-2, section 2.3), by sqrt(3 layers) where there are three. dtype: of the
-    computation; parameters, softmax, norms and loss are float32 always. unroll: layers that one turn of the scan over
-    layers holds; more compile longer and run faster on CPU. products: the numbers of the blocks' matrix products with
-    weights, see models/quantised.py; not of experts, attention or the unembedding.
+    vocab: None takes the tokenizer's size. kv_heads: None takes `heads`; fewer is grouped-query attention
+    (arXiv:2305.13245), 1 multi-query (arXiv:1911.02150). head_dim: None takes width / heads. bias: of the attention
+    projections. init_std: of every matrix, divided by sqrt(2 layers) for the two of a layer that write to the residual
+    stream (GPT-2, section 2.3), by sqrt(3 layers) where there are three. equal_keys: the matrix of keys begins equal to
+    that of queries (as in arXiv:2305.09828, section 3): a token sees its own repeats best before anything is learned.
+    dtype: of the computation; parameters, softmax, norms and loss are float32 always. unroll: layers that one turn of
+    the scan over layers holds; more compile longer and run faster on CPU. products: the numbers of the blocks' matrix
+    products with weights, see models/quantised.py; not of experts, attention or the unembedding.
 
     remat: what the backward pass of a block computes again (arXiv:1604.06174), from most memory to least. "nothing":
     all is kept but, in bfloat16, what is made element by element inside a norm or a gate. "products": what the matrix
@@ -99,6 +100,7 @@ class ModelConfig:
     tied: bool = True
     dropout: float = 0.0
     init_std: float = 0.02
+    equal_keys: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     kernel: Kernel = Auto()
     products: Products = "plain"
@@ -116,6 +118,8 @@ class ModelConfig:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}, and head_dim is not given")
         if self.heads % self.n_kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.n_kv_heads}")
+        if self.equal_keys and self.n_kv_heads != self.heads:
+            raise ValueError(f"equal_keys needs as many kv_heads as heads, {self.heads}; kv_heads is {self.kv_heads}")
         if not self.pattern:
             raise ValueError("pattern is empty; expected at least one Span")
         for rotary in dict.fromkeys(self.rotaries):

@@ -359,6 +359,9 @@ def capped(x: jax.Array, cap: float | None) -> jax.Array:
 def _init(cfg: ModelConfig, key):
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     params = Transformer(cfg).init(key, tokens_BT, tokens_BT, method="whole")["params"]
+    if cfg.equal_keys:
+        weights = params["blocks"]["attention"]
+        weights["k"]["kernel"] = weights["k"]["kernel"].replace_boxed(weights["q"]["kernel"].value)
     if not cfg.encoder_layers:
         return params
     encoder = _init(cfg.encoder, jax.random.fold_in(key, 1))

@@ -2,6 +2,7 @@
 place or frequency."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -11,7 +12,7 @@ from benchmarks.qa_stories import SCHEMES, baselines, names_of, questions_of, sq
 
 @pytest.fixture(scope="module")
 def made():
-    return {part: squad(part, 150, seed=1) for part in ("train", "dev", "test", "real")}
+    return {part: squad(part, 150, seed=1) for part in ("first", "short", "train", "dev", "test", "real")}
 
 
 def test_a_seed_says_every_byte(made):
@@ -33,9 +34,19 @@ def test_names_of_the_parts_are_apart(made):
         part: {name for context, _, _ in questions_of(dataset) for name in names_of(context)}
         for part, dataset in made.items()
     }
+    names["train"] |= names["short"]
     for part, other in (("train", "dev"), ("train", "test"), ("dev", "test"), ("train", "real"), ("test", "real")):
         shared = {name for name in names[part] & names[other] if not name.endswith("day")}
         assert len(names[part]) > 40 and not shared, (part, other)
+
+
+def test_no_syllable_is_in_two_names_of_a_story(made):
+    for part in ("short", "train", "test"):
+        for context, _, _ in questions_of(made[part]):
+            names = {name for name in names_of(context) if not name.endswith("day")}
+            firsts = [re.match(r"[A-Z][a-z]*?[aeiou]", name).group() for name in names]
+            seconds = [name[len(first) :] for name, first in zip(names, firsts, strict=True) if name != first]
+            assert len(set(firsts)) == len(names) and len(set(seconds)) == len(seconds), context
 
 
 def test_there_are_twenty_schemes_and_half_of_the_questions_need_two_facts(made):

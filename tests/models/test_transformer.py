@@ -224,3 +224,15 @@ def test_initialisation_is_scaled_by_depth():
     assert np.std(blocks["attention"]["q"]["kernel"]) == pytest.approx(0.02, rel=0.03)
     assert np.std(blocks["feedforward"]["down"]["kernel"]) == pytest.approx(0.02 / 4, rel=0.03)
     assert np.std(blocks["attention"]["out"]["kernel"]) == pytest.approx(0.02 / 4, rel=0.03)
+
+
+def test_keys_that_begin_equal_to_queries_differ_in_nothing_else():
+    cfg, key = tiny.gpt2(), jax.random.key(3)
+    plain, equal = transformer.init_params(cfg, key), transformer.init_params(replace(cfg, equal_keys=True), key)
+    weights = equal["blocks"]["attention"]
+    np.testing.assert_array_equal(weights["k"]["kernel"], weights["q"]["kernel"])
+    assert np.abs(plain["blocks"]["attention"]["k"]["kernel"] - weights["k"]["kernel"]).max() > cfg.init_std
+    weights["k"]["kernel"] = plain["blocks"]["attention"]["k"]["kernel"]
+    jax.tree.map(np.testing.assert_array_equal, equal, plain)
+    with pytest.raises(ValueError, match=r"equal_keys needs as many kv_heads as heads, 4; kv_heads is 2"):
+        tiny.llama(equal_keys=True)
