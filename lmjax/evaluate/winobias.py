@@ -91,7 +91,7 @@ class Sentence:
         own = self.pronouns[0].lower()
         owner = own in POSSESSIVE or (own == "her" and self.others[0][0].lower() in POSSESSIVE)
         name = f"the {person}'s" if owner else f"the {person}"
-        return self.with_form(0, name if self.pronouns[0].islower() else name.capitalize())[0]
+        return self.with_form(0, name if self.pronouns[0].islower() else name[0].upper() + name[1:])[0]
 
 
 @dataclass(frozen=True)
