@@ -318,6 +318,12 @@ def test_winobias_gap_is_pro_minus_anti(tmp_path):
     assert found.figures["gap"].interval == (1, 1)
     assert suite.judged(np.array([1, 0, 1, 0]), {}, "", {}).figures["gap"].value == 0
     assert found.tables["parts"][0]["part"] == "type 1, dev"
+    # forms are found in any order, and one may be alone
+    pro = WINO["pro"].splitlines(keepends=True)
+    moved = winobias_directory(tmp_path, pro="".join(pro[::-1])).judged(np.array([1, 0, 0, 1]), {}, "", {})
+    assert moved.figures["gap"].value == 0 and moved.figures["gap"].interval == (0, 0)
+    alone = winobias_directory(tmp_path, pro=pro[0]).judged(np.array([1, 0, 1]), {}, "", {}).figures["gap"]
+    assert alone.value == 0.5 and alone.interval is not None
 
 
 def test_winobias_is_brute_force(models, tmp_path):
