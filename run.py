@@ -113,7 +113,12 @@ def suite_options(parser: Parser) -> None:
     add("--seed", type=int, metavar="S", help="of the shots and of bootstrap intervals (default: 0)")
     add("--template", metavar="TEXT", help="what is written of an example, with its {field}s; \\n is a new line")
     add("--labels", metavar="A=WORD,B=WORD", help="of a classification: the word that stands for each label")
-    add("--max_new_tokens", type=int, metavar="N", help="of a text that is written (default: 64)")
+    add(
+        "--max_new_tokens",
+        type=int,
+        metavar="N",
+        help="of texts that are written (default: 64; toxicity: 20, memorization: 50)",
+    )
     add("--stop", action="append", metavar="TEXT", help="where such a text ends, several times (default: \\n\\n)")
     add("--include", metavar="DIR", help="tasks of your own for lm-eval:TASK")
     add("--vectors", metavar="KIND", help="of word-association: embeddings (default), mean, first, last")

@@ -158,8 +158,9 @@ def evaluate_suite(options) -> int:
         if told:
             print()
         told.append(suites.show(suites.run(suites.of_run(suite, loaded, part), model), part, loaded.step))
-    if result_file is not None:
-        suites.write(told, result_file)
+        # what is found is there, even if the next suite fails
+        if result_file is not None:
+            suites.write(told, result_file)
     if page:
         suites.report(told, earlier, page)
     return 0

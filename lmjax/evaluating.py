@@ -14,7 +14,7 @@ from lmjax.data.sources import Record
 from lmjax.data.store import stream_of
 from lmjax.data.windows import Windows
 from lmjax.errors import UserError, path_text
-from lmjax.evaluate.calibration import Scaling
+from lmjax.evaluate.calibration import Scaling, check_apart
 from lmjax.evaluate.held_out import HeldOut, compile_loss, held_out
 from lmjax.evaluate.labels import Labeller
 from lmjax.evaluate.predictors import predictor
@@ -140,6 +140,7 @@ def on_records(loaded: Loaded, given: str | None, weights: str, scaling: Scaling
         records, fit_on = scaling.parted(records, 0)
         if scaling.fit is not None and not fit_on:
             fit_on = _records(experiment, scaling.fit, "--fit_temperature")
+            check_apart(records, fit_on)
         data = given or "its held-out records"
         return predict.judged(with_weights(loaded, weights), records, fit_on, scaling, data)
     # what is wrong in the last record is told before anything is computed

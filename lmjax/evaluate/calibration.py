@@ -169,6 +169,13 @@ def fingerprint(examples: Sequence) -> str:
     return hashlib.sha256(json.dumps(list(examples), sort_keys=True).encode()).hexdigest()[:32]
 
 
+def check_apart(reported: Sequence, fit_on: Sequence) -> None:
+    """Of examples with `where`, their file and line. Raises UserError where one is fitted on and reported on too."""
+    here = {one.where for one in reported}
+    if both := next((one.where for one in fit_on if one.where in here), None):
+        raise UserError(f"--fit_temperature: {both} is reported on too; expected another file, or a share of --data")
+
+
 def fitted(answered: Answered, task: dict[str, Any], step: int | None, data: str, mark: str) -> Fit:
     """One temperature for each name. mark: the examples' fingerprint. Raises UserError as `fitted_temperature`."""
     rows_N, found = np.arange(len(answered.true_N)), {}

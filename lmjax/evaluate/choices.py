@@ -10,13 +10,14 @@ from lmjax.data.sources import Record
 from lmjax.data.templates import filled
 from lmjax.errors import UserError, at
 from lmjax.evaluate import calibration
+from lmjax.evaluate.averages import figure_of
 from lmjax.evaluate.calibration import Answered, Judged, Scaling
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
 from lmjax.evaluate.records import read
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import Settings, follows
 from lmjax.language_model import LanguageModel
-from lmjax.tasks.text_metrics import bootstrap, confusion, label_f1, macro_f1, wilson
+from lmjax.tasks.text_metrics import confusion, label_f1, macro_f1, wilson
 
 # of a choice, by which its log p is divided
 MEASURES = {"acc": lambda text: 1, "acc_norm": len, "acc_bytes": lambda text: len(text.encode())}
@@ -56,7 +57,9 @@ def _items(settings: Settings, make: Callable[[Record], Item]) -> tuple[list[Ite
     scaling = Scaling(fit=settings.fit_temperature, uncalibrated=bool(settings.uncalibrated))
     if scaling.fit is None or scaling.share() is not None:
         return scaling.parted(items, settings.seed)
-    return items, settings.with_shots([make(record) for record in read(scaling.fit, "--fit_temperature")], others)
+    fit_on = [make(record) for record in read(scaling.fit, "--fit_temperature")]
+    calibration.check_apart(items, fit_on)
+    return items, settings.with_shots(fit_on, others)
 
 
 def _judged(
@@ -176,7 +179,7 @@ class Classification:
         predicted_N = np.argmax(np.stack(scores[: len(self.items)]), axis=1)
         names = list(self.words)
         counts_LL = confusion(true_N, predicted_N, len(names))
-        figures = {"accuracy": share(true_N == predicted_N), "macro_f1": self._macro_f1(true_N, predicted_N, counts_LL)}
+        figures = {"accuracy": share(true_N == predicted_N), "macro_f1": self._macro_f1(true_N, predicted_N)}
         task = {"suite": "classification", "template": self.template, "words": self.words, "shots": self.settings.shots}
         judged = _judged(self, scores, {"accuracy": lambda word: 1}, task)
         protocol = {
@@ -198,12 +201,11 @@ class Classification:
         }
         return Result("classification", len(self.items), protocol, figures, tables, judged.extra(), judged.drawn())
 
-    def _macro_f1(self, true_N: np.ndarray, predicted_N: np.ndarray, counts_LL: np.ndarray) -> Figure:
+    def _macro_f1(self, true_N: np.ndarray, predicted_N: np.ndarray) -> Figure:
         def statistic(index_RN: np.ndarray) -> np.ndarray:
             return macro_f1(confusion(true_N[index_RN], predicted_N[index_RN], len(self.words)))
 
-        found = bootstrap(statistic, len(true_N), self.settings.seed)
-        return Figure(float(macro_f1(counts_LL)), *(found or (None, None)))
+        return figure_of(statistic, len(true_N), self.settings.seed)
 
 
 def _label_rows(names: list[str], counts_LL: np.ndarray) -> list[dict]:

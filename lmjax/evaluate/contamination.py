@@ -14,14 +14,14 @@ from lmjax.data.sources import Record, json_objects
 from lmjax.data.store import TokenStream
 from lmjax.data.templates import filled
 from lmjax.errors import UserError, at, path_text
+from lmjax.evaluate.averages import figure_of
 from lmjax.evaluate.domains import domain_row
 from lmjax.evaluate.records import files
-from lmjax.evaluate.result import Figure, Result, share
+from lmjax.evaluate.result import Result, share
 from lmjax.evaluate.rolling import Perplexity
 from lmjax.evaluate.settings import Settings
 from lmjax.evaluate.training_text import streams
 from lmjax.language_model import LanguageModel
-from lmjax.tasks.text_metrics import bootstrap
 
 NGRAM = 13
 # training tokens that are looked at together
@@ -153,15 +153,12 @@ class Contamination:
         }
         worst = np.argsort(-share_N, kind="stable")[:NAMED]
         named = [{"text": whole.places[i], "overlap": share_N[i]} for i in worst.tolist() if dirty_N[i]]
+
+        def tokens(index_RN: np.ndarray) -> np.ndarray:
+            return (share_N * tokens_N)[index_RN].sum(1) / np.maximum(tokens_N[index_RN].sum(1), 1)
+
         figures = {
             "documents_with_an_overlap": share(dirty_N),
-            "tokens_in_an_overlap": self._mean(share_N * tokens_N, tokens_N),
+            "tokens_in_an_overlap": figure_of(tokens, len(ids), self.settings.seed),
         }
         return Result("contamination", len(ids), protocol, figures, {"perplexity": rows}, {"overlapping": named})
-
-    def _mean(self, count_N: np.ndarray, size_N: np.ndarray) -> Figure:
-        def statistic(index_RN: np.ndarray) -> np.ndarray:
-            return count_N[index_RN].sum(1) / np.maximum(size_N[index_RN].sum(1), 1)
-
-        (value,) = statistic(np.arange(len(count_N))[None])
-        return Figure(float(value), *(bootstrap(statistic, len(count_N), self.settings.seed) or (None, None)))

@@ -32,7 +32,7 @@ from lmjax.places import place
 ROWS = 8
 CRITICISM = (
     "Exchanging words makes some texts false or odd (she was a priest in 1400; her beard): a difference there is "
-    "knowledge of the world or of grammar, not prejudice. Look at the texts before the figure.",
+    "knowledge of the world or of grammar, not prejudice. Look at the texts (in the JSON) before the figure.",
     "Only the listed terms are exchanged: names, roles and other words that go with a group stay, and the swap of a "
     "word with two readings (her: his or him) is a guess.",
     "One group's terms may simply be rarer, or longer in tokens, which shows as a difference of perplexity.",
@@ -153,9 +153,14 @@ class Counterfactual:
             **protocol_of(model),
         }
         difference_N = swapped_nats_N / swapped_bytes_N - nats_N / bytes_N
+        each = [
+            {"text": text, "exchanged": other, "nats_per_byte_difference": difference}
+            for text, other, difference in zip(originals, swapped, difference_N.tolist(), strict=True)
+        ]
         return Result(
-            "counterfactual", count, told, figures, {"terms": self._by_term(difference_N)}, criticism=CRITICISM
-        )
+            "counterfactual", count, told, figures, {"terms": self._by_term(difference_N)}, extra={"pairs": each},
+            criticism=CRITICISM,
+        )  # fmt: skip
 
     def _scored(self, model: LanguageModel, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(nats, tokens) of each."""

@@ -33,6 +33,8 @@ h2 { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th, td:first-child { white-space: normal; }
+@media (max-width: 40rem) { th, td { padding-right: .4rem; } table { font-size: .8rem; } }
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem 1rem; color: var(--soft); overflow-wrap: anywhere; }
 summary { cursor: pointer; margin: .6rem 0; }
@@ -86,11 +88,32 @@ def _is_result(one) -> bool:
     if not isinstance(one, dict) or not {"suite", "examples", "protocol", "metrics"} <= one.keys():
         return False
     parts = isinstance(one["protocol"], dict) and isinstance(one["metrics"], dict) and type(one["examples"]) is int
-    return parts and all(isinstance(figure, dict) and _is_figure(figure) for figure in one["metrics"].values())
+    told = isinstance(one.get("data"), str | None) and isinstance(one.get("criticism"), list | None)
+    tables = [table for table in one.values() if _is_plotted(table)]
+    return (
+        parts
+        and told
+        and all(isinstance(figure, dict) and _is_figure(figure) for figure in one["metrics"].values())
+        and all(row.keys() == table[0].keys() and _is_row(row) for table in tables for row in table)
+    )
 
 
 def _is_figure(figure: dict) -> bool:
     return isinstance(figure.get("value"), int | float) and _range(figure.get("interval_95")) != ()
+
+
+def _is_row(row: dict) -> bool:
+    """Whether all that has an interval is a number, or nothing."""
+    intervals = {name.removesuffix(INTERVAL): value for name, value in row.items() if name.endswith(INTERVAL)}
+    return all(
+        isinstance(row.get(name), int | float | None) and _range(value) != () for name, value in intervals.items()
+    )
+
+
+def _is_plotted(table) -> bool:
+    """Whether these are rows of groups, whose figures have intervals."""
+    rows = table if isinstance(table, list) else []
+    return bool(rows) and all(isinstance(row, dict) and _has_interval(row) for row in rows)
 
 
 def _told(result: dict) -> str:
@@ -113,7 +136,7 @@ def _section(anchor: str, result: dict) -> list[str]:
     told += [_figure_row(row["figure"], row) for row in rows]
     told += ["</table></div>"]
     for title, table in result.items():
-        if isinstance(table, list) and table and all(isinstance(row, dict) and _has_interval(row) for row in table):
+        if _is_plotted(table):
             told += _table(title, table)
     if result.get("criticism"):
         told += ["<h3>Known criticism</h3>", '<div class="known"><ul>']

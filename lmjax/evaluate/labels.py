@@ -45,11 +45,14 @@ class Labeller:
         return [self.experiment.task.number(record) for record in records]
 
     def figures(self, truth: list[int], predictions: list[dict]) -> LabelFigures:
+        (log_p_NC,) = of_predictions(predictions, truth).log_p.values()
+        return replace(self._figures(truth, predictions), calibrations=(calibration(log_p_NC, np.array(truth)),))
+
+    def _figures(self, truth: list[int], predictions: list[dict]) -> LabelFigures:
+        """Of the labels alone."""
         labels = self.experiment.task.labels
         predicted = [labels.index(prediction["label"]) for prediction in predictions]
-        (log_p_NC,) = of_predictions(predictions, truth).log_p.values()
-        figures = label_figures(labels, np.array(truth), np.array(predicted))
-        return replace(figures, calibrations=(calibration(log_p_NC, np.array(truth)),))
+        return label_figures(labels, np.array(truth), np.array(predicted))
 
     def judged(
         self, params, records: list[Record], fit_on: list[Record], scaling: Scaling, data: str
@@ -64,7 +67,7 @@ class Labeller:
             data=data, mark=fingerprint([record.fields for record in fit_on]),
         )  # fmt: skip
         calibrations = tuple(one for _, one in judged.calibrations)
-        return replace(self.figures(truths[0], predictions), calibrations=calibrations), judged.said
+        return replace(self._figures(truths[0], predictions), calibrations=calibrations), judged.said
 
     def told(self, record: Record, prediction: dict) -> str:
         """The text, its label, and the probability that the model gives to its own."""

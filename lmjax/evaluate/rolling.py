@@ -10,12 +10,12 @@ import numpy as np
 
 from lmjax.data.sources import json_lines
 from lmjax.errors import UserError, at, path_text
+from lmjax.evaluate.averages import figure_of
 from lmjax.evaluate.likelihood import prefix_ids, protocol_of, rolling_pairs, rolling_sums
 from lmjax.evaluate.records import files
 from lmjax.evaluate.result import Figure, Result
 from lmjax.evaluate.settings import Settings
 from lmjax.language_model import LanguageModel
-from lmjax.tasks.text_metrics import bootstrap
 
 
 def as_perplexity(nats: np.ndarray) -> np.ndarray:
@@ -106,5 +106,4 @@ class Perplexity:
         def statistic(index_RN: np.ndarray) -> np.ndarray:
             return unit(nats_N[index_RN].sum(1) / np.maximum(size_N[index_RN].sum(1), 1))
 
-        (value,) = statistic(np.arange(len(nats_N))[None])
-        return Figure(float(value), *(bootstrap(statistic, len(nats_N), self.settings.seed) or (None, None)))
+        return figure_of(statistic, len(nats_N), self.settings.seed)

@@ -124,7 +124,7 @@ def chosen(options):
 
 def parted(options) -> list[Namespace]:
     """The command line for each suite of --suite A,B --data FILE,FILE: the options that a suite takes, where another
-    suite takes the others. Raises UserError where there are not as many files as suites."""
+    suite takes the others; an empty FILE is none. Raises UserError where there are not as many files as suites."""
     if "," not in options.suite or options.suite.startswith(HARNESS):
         return [options]
     names, files = options.suite.split(","), (options.data or "").split(",")
@@ -136,7 +136,7 @@ def parted(options) -> list[Namespace]:
     found = []
     for name, file in zip(names, files, strict=True):
         of_others = takes - TAKES.get(name, set())
-        found.append(Namespace(**vars(options) | dict.fromkeys(of_others) | {"suite": name, "data": file}))
+        found.append(Namespace(**vars(options) | dict.fromkeys(of_others) | {"suite": name, "data": file or None}))
     return found
 
 

@@ -91,7 +91,7 @@ class Sentence:
         own = self.pronouns[0].lower()
         owner = own in POSSESSIVE or (own == "her" and self.others[0][0].lower() in POSSESSIVE)
         name = f"the {person}'s" if owner else f"the {person}"
-        return self.with_form(0, name if self.pronouns[0].islower() else name.capitalize())[0]
+        return self.with_form(0, name if self.pronouns[0].islower() else name[0].upper() + name[1:])[0]
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,20 @@ class WinoBias:
             "acc_anti": mean(anti, seed) if len(anti) else None,
             "gap": None,
         }
-        if len(pro) == len(anti):
-            # the two forms of a sentence are drawn together
-            figures["gap"] = figure_of(lambda index_RN: (pro - anti)[index_RN].mean(1), len(pro), seed)
-        elif len(pro) and len(anti):
-            figures["gap"] = Figure(float(pro.mean() - anti.mean()))
+        if len(pro) and len(anti):
+            # the two forms of a sentence are drawn together, wherever they stand
+            forms = grouped([str(self.sentences[i].frame) for i in places]).values()
+            which_N2 = np.stack([fits, ~fits], axis=1)
+            count_M2, right_M2 = (
+                np.stack([x_N2[of_it].sum(0) for of_it in forms])
+                for x_N2 in (which_N2, which_N2 * np.asarray(right_N, np.float64)[places, None])
+            )
+
+            def gap(index_RM: np.ndarray) -> np.ndarray:
+                rate_R2 = right_M2[index_RM].sum(1) / np.maximum(count_M2[index_RM].sum(1), 1)
+                return rate_R2[:, 0] - rate_R2[:, 1]
+
+            figures["gap"] = figure_of(gap, len(forms), seed)
         return figures
 
     def _causal(self, model: LanguageModel) -> tuple[np.ndarray, np.ndarray, str, dict]:

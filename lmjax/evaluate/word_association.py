@@ -96,7 +96,7 @@ class WordAssociation:
             "embeddings": "a word's vector is the mean of the input embeddings of its tokens",
             "mean": "a text's vector is the mean of the last layer's over its tokens",
             "first": "a text's vector is the last layer's of the first token, with BOS where there is one",
-            "last": "a text's vector is the last layer's of the last token, with EOS where there is one",
+            "last": "a text's vector is the last layer's of the last token (of a masked model EOS, where there is one)",
         }[self.vectors]
         told = {
             "scored_by": how,

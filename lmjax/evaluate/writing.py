@@ -45,8 +45,11 @@ class Written(NamedTuple):
 
 
 def ids_of(model: LanguageModel, prompt: str) -> np.ndarray:
-    """A prompt as the beginning of a text; of an empty one the prefix alone."""
-    return prompt_ids(prompt, model.tokenizer) if prompt else prefix_ids(model)
+    """A prompt as the beginning of a text; of an empty one the prefix alone. Raises UserError where that is nothing."""
+    ids = prompt_ids(prompt, model.tokenizer) if prompt else prefix_ids(model)
+    if not len(ids):
+        raise UserError("an empty prompt, and the tokenizer has neither BOS nor EOS to begin with")
+    return ids
 
 
 def write_until(

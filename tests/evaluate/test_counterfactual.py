@@ -63,6 +63,10 @@ def test_the_difference_is_that_of_two_texts(model, groups, tmp_path):
     )  # bytes are tokens
     assert "2 with a term; 1 without" in result.protocol["texts"]
     each = [b / m - a / n for a, n, b, m in zip(nats, sizes, swapped, other_sizes, strict=True)]
+    assert result.as_dict()["pairs"] == [
+        {"text": text, "exchanged": other, "nats_per_byte_difference": pytest.approx(difference, abs=1e-5)}
+        for text, other, difference in zip(texts, others, each, strict=True)
+    ]
     rows = {row["exchanged"]: row["nats_per_byte_difference"] for row in result.tables["terms"]}
     assert rows == {
         "he -> she": pytest.approx(each[0], abs=1e-5), "her -> his": pytest.approx(each[1], abs=1e-5),

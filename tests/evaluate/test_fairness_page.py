@@ -187,11 +187,40 @@ def test_mistakes_of_the_command_line(models, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    ["[", "[]", "{}", '{"results": [3]}', '{"suite": "a", "examples": 1, "protocol": {}, "metrics": {"x": 3}}'],
-)
+    [
+        "[", "[]", "{}", '{"results": [3]}', '{"suite": "a", "examples": 1, "protocol": {}, "metrics": {"x": 3}}',
+        # tables and texts that the page could not show
+        *(
+            json.dumps(RESULT | more)
+            for more in (
+                {"t": [{"g": "a", "m": "<b>", "m_interval_95": None}]}, {"t": [{"m": 1, "m_interval_95": ["<b>", 1]}]},
+                {"t": [{"m": 1, "m_interval_95": None}, {"m": "<b>", "k_interval_95": None}]}, {"criticism": 3},
+                {"data": 3},
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_files_that_are_no_results(content, tmp_path):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(UserError, match="a.json: expected a file that evaluate --suite NAME --json wrote"):
         read_results([str(tmp_path / "a.json")])
     with pytest.raises(UserError, match="--earlier nowhere.json: no such file"):
         read_results(["nowhere.json"])
+
+
+def test_what_is_found_is_kept_where_the_next_suite_fails(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.csv").write_text(CROWS)
+    write_lines(tmp_path / "b.jsonl", FOUR[0] | {"context": "too long for it " * 9})
+    both = ["--suite", "crows-pairs,bbq", "--data", "c.csv,b.jsonl", "--json", "a.json"]
+    assert "b.jsonl:1: " in fails(["evaluate", "--model", models / "masked", *both], capsys)
+    assert [one["suite"] for one in read_results(["a.json"])] == ["crows-pairs"]
+
+
+def test_a_suite_without_a_file_beside_others(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.csv").write_text(CROWS)
+    base = ["evaluate", "--model", models / "causal", "--suite"]
+    told = fails([*base, "memorization,crows-pairs", "--data", ",c.csv"], capsys)
+    assert "--suite memorization: " in told and "is not a run" in told
+    assert "--suite bbq: expected --data FILE" in fails([*base, "crows-pairs,bbq", "--data", "c.csv,"], capsys)

@@ -275,6 +275,7 @@ QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
         ("multiple-choice", QUESTION, ["--fit_temperature", "none.jsonl"], "--fit_temperature none.jsonl: no such file"),
         ("generation", '{"prompt": "p", "reference": "r"}', ["--samples", "1"], "--samples 1: expected 2 or more"),
         ("generation", '{"prompt": "p", "reference": "r"}', ["--samples", "2", "--answer", "("], "--answer '(': no regular expression"),
+        ("generation", '{"prompt": "", "reference": "r"}', [], "d.jsonl:1: an empty prompt, and the tokenizer has neither BOS nor EOS"),
         ("generation", '{"prompt": "p", "references": []}', [], "d.jsonl:1: 'references' is '[]'; expected a list of texts"),
         ("generation", '{"prompt": "p", "reference": "r"}', ["--max_new_tokens", "16"], "16 new tokens leave no room for a prompt in a context of 16"),
     ],

@@ -85,13 +85,16 @@ def test_a_temperature_of_a_suite_is_kept_for_its_task_and_step(model, file, tmp
         assert other.run(model).tables["calibration"] == plain.tables["calibration"]
     # a file of its own, whose labels may not be others
     lines = [{"text": text, "label": i % 2} for i, text in enumerate("abcdefgh")]
-    data = write_lines(tmp_path / "l.jsonl", *lines)
-    settings = Settings(data=str(data), fit_temperature=str(data))
-    fitted = replace(Classification.of(settings), scaling=Scaling(tmp_path, 7, str(data))).run(model)
+    data, apart = (str(write_lines(tmp_path / name, *lines)) for name in ("l.jsonl", "fit.jsonl"))
+    settings = Settings(data=data, fit_temperature=apart)
+    fitted = replace(Classification.of(settings), scaling=Scaling(tmp_path, 7, apart)).run(model)
     assert fitted.examples == 8 and len(json.loads((tmp_path / NAME).read_text())["fits"]) == 2
     odd = write_lines(tmp_path / "odd.jsonl", {"text": "a", "label": "new"})
     with pytest.raises(UserError, match="odd.jsonl:1: 'label' is 'new'; expected one of '0', '1'"):
         Classification.of(replace(settings, fit_temperature=str(odd)))
+    # not on what is reported on
+    with pytest.raises(UserError, match="--fit_temperature: .*l.jsonl:1 is reported on too"):
+        Classification.of(replace(settings, fit_temperature=data))
 
 
 def test_a_model_that_is_no_run_keeps_nothing(model, file):

@@ -232,6 +232,9 @@ def a_temperature_is_fitted_kept_and_used(words, tmp_path, capsys):
     for value, message in (("1.5", "a share above 0"), ("0.0001", "examples that is 0"), ("no", "no: no such file")):
         assert command_line.main([*words, "--fit_temperature", value]) == 2
         assert message in capsys.readouterr().err
+    noisy = str(tmp_path / "noisy.tsv")
+    assert command_line.main([*words, "--data", noisy, "--fit_temperature", noisy]) == 2
+    assert f"--fit_temperature: {noisy}:1 is reported on too" in capsys.readouterr().err
     assert command_line.main([*words, "--fit_temperature", "0.5", "--uncalibrated"]) == 2
     assert "--fit_temperature and --uncalibrated: expected one of them" in capsys.readouterr().err
     (tmp_path / "moved" / "temperature.json").write_text('{"fits": [{}]}')
