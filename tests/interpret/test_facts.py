@@ -68,6 +68,8 @@ def test_the_token_that_is_asked_about(causal):
     assert facts["input"]["values"][3:] == [0.0] * (len(facts["tokens"]) - 3)
     assert any(facts["input"]["values"][:3]) and "integrated gradients of 4 steps" in facts["input"]["told"]
     assert told(found, rows, token=0)["input"] is None
+    with pytest.raises(UserError, match=r"\('a', 'b'\) is no text"):
+        read(found, [("a", "b")])
     with pytest.raises(UserError, match="--token 99: expected -8 to 7"):
         told(found, rows, token=99)
 
