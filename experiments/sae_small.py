@@ -13,8 +13,9 @@ Expected, on the held-out files of small.py (one seed, two busy cores, four to n
 | --task.l1=1 | 300 | 0.912 | 100.4 | 0.1 % | 3.711 | 98.0 % |
 | --task.l1=3 | 300 | 0.776 | 21.5 | 8.5 % | 3.887 | 93.6 % |
 | --task.l1=0 --model.autoencoder.k=32 | 100 | 0.907 | 32.0 | 1.7 % | 3.707 | 98.1 % |
+| --task.l1=0 --model.autoencoder.k=32 | 300 | 0.928 | 32.0 | 2.0 % | 3.685 | 98.6 % |
 
-The 32 most active ones explain as much as a hundred that a penalty has made few. What a feature stands for,
+The 32 most active ones explain more than a hundred that a penalty has made few. What a feature stands for,
 `lmjax.interpret.contexts` shows: of the run with l1=3 the most active ones are pieces of words ("st" in static,
 abstract, abstracts) and of Python (`if` at the begin of a line, "(" behind a name).
 """

@@ -80,6 +80,8 @@ class Reader:
             texts = [text] if isinstance(text, str) else text
             if not texts:
                 raise UserError("the list of texts is empty")
+            if wrong := [item for item in texts if not isinstance(item, str)]:
+                raise UserError(f"{wrong[0]!r} is no text; expected a text, or a list of them")
             return [encode(item, self.tokenizer) for item in texts]
         ids = np.asarray(text)
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:

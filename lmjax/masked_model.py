@@ -66,7 +66,11 @@ class MaskedModel:
         mark = next((mark for mark in MASKS if mark in text), None)
         if mark is None:
             return source_ids(text, tokenizer)
-        before, *parts = text.split(mark)
+        # RoBERTa's mask takes the space before it, as that is a part of the word that it stands for
+        left, right = tokenizer.takes_spaces(self.mask)
+        parts = text.split(mark)
+        parts = [part.rstrip() if left else part for part in parts[:-1]] + parts[-1:]
+        before, *parts = parts[:1] + [part.lstrip() if right else part for part in parts[1:]]
         ids = source_ids(before, tokenizer)
         around = len(ids) - (tokenizer.policy.eos is not None)
         rows = [ids[:around]]

@@ -71,22 +71,25 @@ def _means(model: Model, over, parts) -> dict[str, jax.Array]:
         raise UserError(f"{wrong[0]}: attention weights of different texts have no mean; expected how='zero'")
     rows = read(model, over)
     found = capture(model, rows, list(parts))
-    B, T = rows.tokens.shape
-    lengths_B = np.full(B, T) if rows.lengths is None else np.asarray(rows.lengths)
-    weights_BT = (np.arange(T) < lengths_B[:, None]) / lengths_B.sum()
-    return {site: jnp.einsum("BT...,BT->...", x, weights_BT.astype(np.float32)) for site, x in found.items()}
+    means = {}
+    for site, x_BT in found.items():
+        lengths_B = rows.lengths_at(site)
+        weights_BT = (np.arange(x_BT.shape[1]) < lengths_B[:, None]) / lengths_B.sum()
+        means[site] = jnp.einsum("BT...,BT->...", x_BT, weights_BT.astype(np.float32))
+    return means
 
 
 def _drawn(model: Model, over, rows: Read, seed: int) -> Read:
-    """For each row another text's first tokens, as many as the rows have."""
+    """For each row another text's first tokens, as many as the rows have, and that text's source."""
     others = read(model, over)
     B, T = rows.tokens.shape
-    count, longest = others.tokens.shape
-    lengths = np.full(count, longest) if others.lengths is None else np.asarray(others.lengths)
+    lengths = others.lengths_at(LOGITS)
     enough = np.flatnonzero(lengths >= T)
     if not len(enough):
         raise UserError(f"over: its longest text has {lengths.max()} tokens; expected one of {T} or more")
-    return Read(np.asarray(others.tokens)[np.random.default_rng(seed).choice(enough, B), :T])
+    which_B = np.random.default_rng(seed).choice(enough, B)
+    source, source_lengths = (None if x is None else np.asarray(x)[which_B] for x in others[2:])
+    return Read(np.asarray(others.tokens)[which_B, :T], None, source, source_lengths)
 
 
 def _loss(logits_BTV: jax.Array, rows: Read) -> float:

@@ -68,6 +68,13 @@ def token_of(model: Model, token: int | str) -> int:
     return int(token)
 
 
+def check_slopes(model: Model) -> None:
+    """Raises UserError for weights of int8, where vectors are rounded on the way: the gradient of that is 0."""
+    packed = model.params.get("packed_unembedding")
+    if packed is not None and packed.step_O is not None:
+        raise UserError(f"{path_text(model.path)}: no gradient goes through weights of int8; expected others")
+
+
 def check_plain(model: Model) -> None:
     """Raises UserError for weights that lie packed: what is computed of them one by one needs them as they were."""
     if "packed_unembedding" in model.params:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.batching import Text
+from lmjax.interpret.attribution import check_slopes
 from lmjax.interpret.capture import LOGITS, Model, Read, forward
 from lmjax.interpret.patching import Kind, kind_of, names_of
 from lmjax.interpret.runs import Metric, pair
@@ -19,7 +20,8 @@ def attribution_patching(
 ) -> dict[str, jax.Array]:  # fmt: skip
     """Of each kind what `activation_patching` gives, estimated: the metric's gradient by the activation, in the corrupt
     run, times the clean run's activation less the corrupt one's. Arguments, shapes and errors are those of
-    `activation_patching`; not scaled, it is the change of the metric."""
+    `activation_patching`, and UserError for weights of int8; not scaled, it is the change of the metric."""
+    check_slopes(model)
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
     of = {name: kind_of(name) for name in kinds}
     names = {name: names_of(model.cfg, kind) for name, kind in of.items()}

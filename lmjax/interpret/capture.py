@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.batching import Reader, Text
-from lmjax.errors import UserError
+from lmjax.errors import UserError, path_text
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.models.cross_attention import Source
@@ -26,6 +26,8 @@ from lmjax.tokenizers.sides import prompt_ids, source_ids, target_ids
 
 LOGITS = "logits"
 ENCODER = "encoder."
+# of a decoder, at the places of the encoder's text
+OF_SOURCE = ("cross_attn.hook_k", "cross_attn.hook_v")
 
 
 class Model(Protocol):
@@ -51,6 +53,14 @@ class Read(NamedTuple):
         """B, T and the length of the source."""
         return (*self.tokens.shape, None if self.source is None else self.source.shape[1])
 
+    def lengths_at(self, site: str) -> np.ndarray:
+        """(B,): how many of a row's places count at a site, of the text or of the source."""
+        tokens, lengths = self.tokens, self.lengths
+        if site.startswith(ENCODER) or site.endswith(OF_SOURCE):
+            tokens, lengths = self.source, self.source_lengths
+        B, T = tokens.shape
+        return np.full(B, T) if lengths is None else np.asarray(lengths)
+
 
 def read(model: Model, text: Text | jax.Array | Read, source: Text | jax.Array | None = None) -> Read:
     """A text, a list of texts, or ids (B, T) as they are; a text gets what the tokenizer puts around what this model
@@ -59,7 +69,7 @@ def read(model: Model, text: Text | jax.Array | Read, source: Text | jax.Array |
         return text
     if (source is None) == bool(model.cfg.encoder_layers):
         expected = "a source, which the encoder reads" if source is None else "no source: there is no encoder"
-        raise UserError(f"{model.path}: expected {expected}")
+        raise UserError(f"{path_text(model.path)}: expected {expected}")
     encode = prompt_ids if model.cfg.causal else source_ids
     if source is None:
         return Read(*_ids(model, text, encode))

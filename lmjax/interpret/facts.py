@@ -36,8 +36,8 @@ PATTERNS = {
 @dataclass(frozen=True)
 class Wanted:
     """top: alternatives for each place. token: which one the attribution over the input is for, counted from 0 or from
-    the end; None: what comes next, of an encoder the first hidden one, of a model of labels the label. steps: of
-    integrated gradients; 0: the gradient alone, times the input."""
+    the end; None: what comes next, or the end where the text has it, of an encoder the first hidden one, of a model of
+    labels the label. steps: of integrated gradients; 0: the gradient alone, times the input."""
 
     top: int = 5
     token: int | None = None
@@ -49,9 +49,9 @@ def written_page(model: Model, rows: Read, wanted: Wanted, *, title: str, about:
     cfg = model.cfg
     facts = {"title": title, "about": about, "notes": {}, "tokens": _pieces(model, rows.tokens[0])}
     facts["source"] = None if rows.source is None else _pieces(model, rows.source[0])
-    token = _token(model, rows, wanted.token)
     # a causal model says at the place before what stands here
     ahead = int(cfg.causal and not cfg.outputs)
+    token = _token(model, rows, wanted.token, ahead)
     facts["chosen"] = token
     say("reading the text")
     kinds = _kinds(rows)
@@ -105,15 +105,24 @@ def _words(model: Model, ids) -> list[str]:
     return [f"<{i}>" if model.tokenizer is None or i >= known else words(model.tokenizer, [i])[0] for i in ids]
 
 
-def _token(model: Model, rows: Read, token: int | None) -> int:
+def _token(model: Model, rows: Read, token: int | None, ahead: int) -> int:
+    """Its place; one behind the text's last: what comes next."""
     length = rows.tokens.shape[1]
     if token is not None:
         if not -length <= token < length:
             raise UserError(f"--token {token}: expected {-length} to {length - 1}, the text's tokens")
         return token % length
+    if ahead:
+        return length - int(_ended(model, rows))
     mask = None if model.tokenizer is None else model.tokenizer.policy.mask
     hidden = np.flatnonzero(np.asarray(rows.tokens[0]) == mask) if mask is not None else []
     return int(hidden[0]) if len(hidden) else length - 1
+
+
+def _ended(model: Model, rows: Read) -> bool:
+    """Whether the text's last token is one that nothing follows; the first token begins it, and ends none."""
+    stops = () if model.tokenizer is None else model.tokenizer.policy.stops
+    return rows.tokens.shape[1] > 1 and int(rows.tokens[0][-1]) in stops
 
 
 def _labels(model: Model, rows: Read) -> dict:
@@ -131,12 +140,19 @@ def _predictions(model: Model, rows: Read, lens: Lens, vocabulary: Words, top: i
         ids_TK, best_TK = lens.ids[-1, 0], lens.log_p[-1, 0]
         best = _ranked(vocabulary, ids_TK, best_TK)
         return {
-            "p": rounded(np.exp(log_p_T)), "entropy": rounded(entropy_T), "top": [None, *best[:-1]], "next": best[-1],
+            "p": rounded(np.exp(log_p_T)), "entropy": rounded(entropy_T), "top": [None, *best[:-1]],
+            "next": None if _ended(model, rows) else best[-1],
         }  # fmt: skip
     found = hidden_each(model, rows, top)
+    tokens_T, policy = np.asarray(rows.tokens[0]), model.tokenizer.policy
+    # what the user hides has no token of its own, and other control tokens are seen all the time
+    controls_T = np.isin(tokens_T, sorted(model.tokenizer.controls()))
+    seen_T = controls_T & (tokens_T != policy.mask)
+    best = _ranked(vocabulary, found["ids"], found["log_p"])
     return {
-        "p": rounded(np.exp(found["own"])), "entropy": rounded(found["entropy"]),
-        "top": _ranked(vocabulary, found["ids"], found["log_p"]),
+        "p": rounded(np.exp(np.where(controls_T, np.nan, found["own"]))),
+        "entropy": rounded(np.where(seen_T, np.nan, found["entropy"])),
+        "top": [None if seen else pairs for seen, pairs in zip(seen_T, best, strict=True)],
     }  # fmt: skip
 
 
@@ -219,17 +235,17 @@ def _scores(model: Model) -> dict:
 
 
 def _input(model: Model, rows: Read, wanted: Wanted, token: int, facts: dict, ahead: int) -> dict | None:
-    """Over the tokens that the page shows as its text."""
-    cfg = model.cfg
+    """values, source: of the tokens of the text, and of the source where there is one."""
+    cfg, row_T = model.cfg, np.asarray(rows.tokens[0])
     place, target = None, None
     if not cfg.outputs:
-        # a token that was asked for is explained as it stands; otherwise the model's own answer is
-        place = token if wanted.token is None else token - ahead
+        place = token - ahead
         if place < 0:
             return None
-        own = int(np.asarray(rows.tokens[0])[token])
-        is_hidden = model.tokenizer is not None and own == model.tokenizer.policy.mask
-        target = None if wanted.token is None or is_hidden else own
+        # a token that was asked for, or that ends a text, is explained as it stands; else the model's own answer is
+        if token < len(row_T) and (ahead or wanted.token is not None):
+            is_hidden = model.tokenizer is not None and row_T[token] == model.tokenizer.policy.mask
+            target = None if is_hidden else int(row_T[token])
     if wanted.steps:
         found = integrated_gradients(model, rows, position=place, target=target, steps=wanted.steps)
         how = (
@@ -238,16 +254,20 @@ def _input(model: Model, rows: Read, wanted: Wanted, token: int, facts: dict, ah
     else:
         found, how = gradient_times_input(model, rows, position=place, target=target), "gradient times input"
     name = model.labels[found.target] if cfg.outputs else _words(model, [found.target])[0]
-    values = found.values[-rows.tokens.shape[1] :]
+    source, values = np.split(found.values, [len(found.values) - len(row_T)])
     told = f"What each token gave to the logit of {name!r}: {how}"
-    return {"values": rounded(values, 3), "told": told, "largest": max(float(np.abs(values).max()), 1e-9)}
+    return {
+        "values": rounded(values, 3), "source": rounded(source, 3), "told": told,
+        "largest": max(float(np.abs(found.values).max()), 1e-9),
+    }  # fmt: skip
 
 
 def _notes(model: Model, facts: dict, wanted: Wanted) -> dict[str, str]:
     cfg = model.cfg
     text = "Point at a token for what else could have stood there; choose one for all that follows."
     if not cfg.causal and not cfg.outputs:
-        text += f" Each token was predicted while it was hidden, and with it every {EVERY}th other one."
+        text += f" Each token was predicted while it was hidden, and with it every {EVERY}th other one; control "
+        text += "tokens are never hidden."
     if cfg.outputs:
         text = "What the model says of the whole text stands below; choose a token to see who looks at what."
     order = "what comes next" if cfg.causal else "what stands here"

@@ -10,7 +10,7 @@ import numpy as np
 
 from lmjax.batching import Text
 from lmjax.errors import UserError
-from lmjax.interpret.attribution import Attribution, place_of, token_of
+from lmjax.interpret.attribution import Attribution, check_slopes, place_of, token_of
 from lmjax.interpret.capture import ENCODER, Model, Read, forward, read
 from lmjax.interpret.residual import read_out, stream
 from lmjax.models.config import ModelConfig
@@ -48,7 +48,7 @@ def integrated_gradients(
     target: an id, a text of one token, or of a model of labels the number or name of one; None: the most probable one.
     position: see `place_of`. baseline: the mean embedding of all tokens, or zeros; from zeros a model whose first norm
     sees nothing else turns small embeddings into large ones almost at once, and needs more steps. Raises UserError for
-    another row, position, target or baseline, and as `capture.read`."""
+    another row, position, target or baseline, for weights of int8, and as `capture.read`."""
     if steps < 1:
         raise UserError(f"steps is {steps}; expected 1 or more")
     if baseline not in ("zero", "mean"):
@@ -125,6 +125,7 @@ def _split(span: Span, way: Way) -> list[Span]:
 
 def _way(model: Model, text, source, row: int, position, target, baseline: Baseline):
     """(the Way, its place, its target, the names of its tokens)."""
+    check_slopes(model)
     cfg, rows = model.cfg, read(model, text, source)
     place = place_of(model, rows, row, position)
     rows = _alone(rows, row)

@@ -19,24 +19,32 @@ async function unpacked(id) {
 const MARKS = { "\n": "⏎\n", "\t": "⇥\t", "\r": "␍" };
 const shown = (piece) => piece === "" ? "∅" : piece.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g,
   (c) => MARKS[c] || (c < "\u0100" ? "\\x" + c.charCodeAt(0).toString(16).padStart(2, "0") : "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0")));
-const inline = (piece) => shown(piece).replace("⏎\n", "⏎").replace("⇥\t", "⇥").replace(/ /g, "·");
+const inline = (piece) => shown(piece).replaceAll("⏎\n", "⏎").replaceAll("⇥\t", "⇥").replace(/ /g, "·");
 const percent = (p) => p >= 0.0995 ? (100 * p).toFixed(0) + " %" : p >= 1e-4 ? (100 * p).toPrecision(2) + " %" : p.toExponential(0);
 const shade = (value, mark = "--mark") => `rgba(var(${mark}), ${Math.max(0, Math.min(1, value)).toFixed(3)})`;
 const signed = (value) => value < 0 ? shade(-value, "--mark") : shade(value, "--cold");
 
 let facts, weights, chosen = 0, head = null, kind = 0;
 
+// behind the text's last token stands what comes next, where something does
+const isNext = (t) => t === facts.tokens.length;
+const last = () => facts.tokens.length - (facts.next ? 0 : 1);
+const topOf = (t) => isNext(t) ? facts.next : facts.top && facts.top[t];
+const ranked = (parent, pairs) => bars(make("div", parent, "", "bars"), pairs.map(([word, q]) => [facts.words[word], q]), percent);
+
 // ---------------------------------------------------------------- text
 
+// of: the colour of token t of a side, "tokens" or "source"; null: none
 const COLOURS = {
   probability: { name: "surprise: −log₂ p of each token", low: "0 bits", high: "12 bits", needs: () => facts.p,
-    of: (t) => facts.p[t] === null ? null : shade(-Math.log2(Math.max(facts.p[t], 1e-30)) / 12) },
+    of: (t, side) => side === "source" || facts.p[t] === null ? null : shade(-Math.log2(Math.max(facts.p[t], 1e-30)) / 12) },
   entropy: { name: "entropy: how open it was", low: "0 bits", high: "10 bits", needs: () => facts.entropy,
-    of: (t) => facts.entropy[t] === null ? null : shade(facts.entropy[t] / Math.LN2 / 10, "--cold") },
+    of: (t, side) => side === "source" || facts.entropy[t] === null ? null : shade(facts.entropy[t] / Math.LN2 / 10, "--cold") },
   attention: { name: "what the chosen token looks at, by the chosen head", low: "0", high: "1", needs: () => facts.attention.length,
-    of: (t) => shade(weight(head[0], head[1], chosen, t), "--cold") },
+    of: (t, side) => facts.attention[kind].by !== "tokens" || facts.attention[kind].of !== side ? null
+      : shade(weight(head[0], head[1], Math.min(chosen, facts.tokens.length - 1), t), "--cold") },
   input: { name: "attribution of the prediction below to each token", low: "against", high: "for", needs: () => facts.input, two: true,
-    of: (t) => signed(facts.input.values[t] / facts.input.largest) },
+    of: (t, side) => signed(facts.input[side === "source" ? "source" : "values"][t] / facts.input.largest) },
 };
 
 function drawText() {
@@ -45,12 +53,11 @@ function drawText() {
   $("low").textContent = colour.low; $("high").textContent = colour.high;
   $("scale").style.background = "linear-gradient(to right," +
     scale.map((x) => colour.two ? signed(2 * x - 1) : shade(x, plain)) + ")";
-  const overSource = $("colour").value === "attention" && facts.attention.length && facts.attention[kind].of === "source";
-  const paint = (box, active) => [...box.children].forEach((node, t) => {
-    node.style.background = active && colour.of(t) || "transparent";
+  const paint = (box, side) => [...box.children].forEach((node, t) => {
+    node.style.background = t < facts[side].length && colour.of(t, side) || "transparent";
   });
-  paint($("text"), !overSource);
-  paint($("source"), overSource);
+  paint($("text"), "tokens");
+  paint($("source"), "source");
   [...$("text").children].forEach((node, t) => node.classList.toggle("chosen", t === chosen));
 }
 
@@ -58,16 +65,16 @@ function drawDetail() {
   const box = $("detail");
   box.replaceChildren();
   const title = make("div", box);
-  make("strong", title, inline(facts.tokens[chosen]));
   const p = facts.p && facts.p[chosen];
-  make("span", title, `  token ${chosen} of ${facts.tokens.length}` + (facts.p ? p === null ? "; the first one is given"
-    : `; p = ${percent(p)}, ${(-Math.log2(p)).toFixed(1)} bits; entropy ${(facts.entropy[chosen] / Math.LN2).toFixed(1)} bits` : ""));
-  if (facts.top && facts.top[chosen]) bars(make("div", box, "", "bars"), facts.top[chosen].map(([word, q]) => [facts.words[word], q]), percent);
-  if (facts.labels) bars(make("div", box, "", "bars"), facts.labels, percent);
-  if (facts.next && chosen === facts.tokens.length - 1) {
-    make("div", box, "What would come next:");
-    bars(make("div", box, "", "bars"), facts.next.map(([word, q]) => [facts.words[word], q]), percent);
+  if (isNext(chosen)) make("span", title, "What would come next:");
+  else {
+    make("strong", title, inline(facts.tokens[chosen]));
+    const none = facts.next !== undefined ? "the first one is given" : topOf(chosen) ? "hidden in the text" : "never hidden";
+    make("span", title, `  token ${chosen} of ${facts.tokens.length}` + (facts.p ? p === null ? `; ${none}`
+      : `; p = ${percent(p)}, ${(-Math.log2(p)).toFixed(1)} bits; entropy ${(facts.entropy[chosen] / Math.LN2).toFixed(1)} bits` : ""));
   }
+  if (topOf(chosen)) ranked(box, topOf(chosen));
+  if (facts.labels) bars(make("div", box, "", "bars"), facts.labels, percent);
 }
 
 function bars(box, rows, format) {
@@ -83,8 +90,9 @@ function bars(box, rows, format) {
 
 function alternatives(t) {
   const box = document.createElement("div");
-  if (facts.p && facts.p[t] !== null) make("div", box, `${inline(facts.tokens[t])}   p = ${percent(facts.p[t])}`);
-  if (facts.top && facts.top[t]) bars(make("div", box, "", "bars"), facts.top[t].map(([word, q]) => [facts.words[word], q]), percent);
+  if (isNext(t)) make("div", box, "What would come next:");
+  else if (facts.p && facts.p[t] !== null) make("div", box, `${inline(facts.tokens[t])}   p = ${percent(facts.p[t])}`);
+  if (topOf(t)) ranked(box, topOf(t));
   return box;
 }
 
@@ -111,7 +119,7 @@ function drawLens() {
     if (r < 0) return null;
     const box = document.createElement("div");
     make("div", box, `after ${rows[r]}, at ${inline(facts.tokens[t])}: KL to the end ${facts.lens.kl[r][t].toFixed(2)} nats`);
-    bars(make("div", box, "", "bars"), words[r][t].map((word, i) => [facts.words[word], p[r][t][i]]), percent);
+    ranked(box, words[r][t].map((word, i) => [word, p[r][t][i]]));
     return box;
   });
 }
@@ -222,16 +230,16 @@ function drawDirect() {
 }
 
 function drawInput() {
-  const { values, told } = facts.input;
+  const { values, source, told } = facts.input, named = (side) => (value, t) => [facts[side][t], value];
   $("input-title").textContent = told;
-  const order = values.map((value, t) => [value, t]).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 20);
-  bars($("input"), order.map(([value, t]) => [facts.tokens[t], value]), (value) => value.toFixed(2));
+  const all = [...source.map(named("source")), ...values.map(named("tokens"))];
+  bars($("input"), all.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 20), (value) => value.toFixed(2));
 }
 
 // ---------------------------------------------------------------- all together
 
 function choose(t) {
-  chosen = Math.max(0, Math.min(facts.tokens.length - 1, t));
+  chosen = Math.max(0, Math.min(last(), t));
   drawText(); drawDetail();
   if (facts.lens) markLens();
   if (facts.direct) drawDirect();
@@ -264,6 +272,7 @@ async function start() {
   $("about").textContent = facts.about;
   for (const part of ["text", "lens", "heads", "from"]) $(part + "-note").textContent = facts.notes[part] || "";
   fillText($("text"), facts.tokens);
+  if (facts.next) make("span", $("text"), "…", "next").dataset.t = facts.tokens.length;
   if (facts.source) { $("source").hidden = false; fillText($("source"), facts.source); }
   for (const [name, { name: told, needs }] of Object.entries(COLOURS)) if (needs()) make("option", $("colour"), told).value = name;
   $("colour").addEventListener("change", drawText);
@@ -276,6 +285,8 @@ async function start() {
   if (facts.lens) drawLens(); else $("lens-part").hidden = true;
   facts.attention.forEach((one, i) => { make("option", $("which"), one.name).value = i; });
   $("which-label").hidden = facts.attention.length < 2;
+  // the scores are of these heads
+  $("which").value = kind = Math.max(0, facts.attention.findIndex((one) => one.scored));
   $("which").addEventListener("change", () => { kind = +$("which").value; drawThumbs(); chooseHead(0, 0); });
   if (facts.attention.length) {
     drawThumbs(); drawScores();

@@ -32,13 +32,20 @@ KINDS |= {"pattern": Kind("attn.hook_pattern", position=2, head=1)}
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """The logit of token `target` less that of `against`, at a position of every row, mean over rows."""
+    """The logit of token `target` less that of `against`, at a position of every row, mean over rows. A call raises
+    UserError for a position or a token that there is not."""
 
     target: int
     against: int
     position: int = -1
 
     def __call__(self, logits_BTV: jax.Array) -> jax.Array:
+        _, T, V = logits_BTV.shape
+        # JAX would take the nearest that there is
+        for name, number, least, size in (("position", self.position, -T, T), ("target", self.target, 0, V),
+                                          ("against", self.against, 0, V)):  # fmt: skip
+            if not least <= number < size:
+                raise UserError(f"LogitDifference: {name} is {number}; expected {least} to {size - 1}")
         logits_BV = logits_BTV[:, self.position]
         return (logits_BV[:, self.target] - logits_BV[:, self.against]).mean()
 

@@ -53,6 +53,8 @@ def probe(
 
 def fitted(x_BD: np.ndarray, labels: Sequence, *, share: float = 0.25, penalty: float = 1.0, seed: int = 0) -> Probe:
     """The same, of these vectors."""
+    if len(kinds := {type(label) for label in labels}) > 1:
+        raise UserError(f"labels: {' and '.join(sorted(kind.__name__ for kind in kinds))}; expected all of one type")
     names = tuple(sorted(set(labels)))
     if len(labels) != len(x_BD):
         raise UserError(f"{len(x_BD)} texts and {len(labels)} labels; expected equally many")

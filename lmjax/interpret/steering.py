@@ -31,8 +31,8 @@ def at_position(model: Model, texts: Text | jax.Array | Read, site: str, positio
     if site not in x_BT or site.endswith(OF_PATTERNS) or site == LOGITS:
         raise UserError(f"{site}: expected one site with a vector for each token")
     x_BT = x_BT[site]
-    B, T = rows.tokens.shape
-    lengths_B = np.full(B, T) if rows.lengths is None else np.asarray(rows.lengths)
+    B, T = x_BT.shape[:2]
+    lengths_B = rows.lengths_at(site)
     if position == "mean":
         there_BT = (np.arange(T) < lengths_B[:, None]).astype(np.float32)
         return jnp.einsum("BT...,BT->B...", x_BT, there_BT / lengths_B[:, None])

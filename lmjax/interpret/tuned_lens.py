@@ -13,6 +13,7 @@ import optax
 from lmjax.batching import Text
 from lmjax.errors import UserError, path_text
 from lmjax.interop.tensor_files import TensorFile, write_tensors
+from lmjax.interpret.attribution import check_slopes
 from lmjax.interpret.capture import Model, Read, forward, read
 from lmjax.interpret.residual import read_out, stream
 from lmjax.models.config import ModelConfig
@@ -66,8 +67,9 @@ def train(
 ) -> TunedLens:  # fmt: skip
     """Maps that begin as the identity and go by Adam to the least mean of D(the model's answer || this row's), in nats
     a token, over the texts or the ids (N, T). A tenth of the texts is held back: a row whose map reads them worse than
-    no map stays the identity. rate: of the first step; it falls to 0. Raises UserError for a model of labels, fewer
-    than two texts, and as `capture.read`."""
+    no map stays the identity. rate: of the first step; it falls to 0. Raises UserError for a model of labels, weights
+    of int8, fewer than two texts, and as `capture.read`."""
+    check_slopes(model)
     cfg, rows = model.cfg, read(model, text, source)
     if cfg.outputs:
         raise UserError(f"{path_text(model.path)} is a model of labels; expected one that predicts tokens")

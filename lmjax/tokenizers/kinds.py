@@ -56,6 +56,10 @@ class Tokenizer:
         """The same of a text in which BREAK keeps special tokens that a user has written from being special."""
         return by_pieces(self, text)
 
+    def takes_spaces(self, token: int) -> tuple[bool, bool]:
+        """Whether spaces before a control token, and those behind it, are read as a part of it."""
+        return False, False
+
     def encode(self, text: str) -> np.ndarray:
         raise TypeError("each kind says this")
 
@@ -272,6 +276,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def special_tokens(self):
         added = self._tokenizer.get_added_tokens_decoder()
         return {token.content: index for index, token in added.items() if token.special}
+
+    def takes_spaces(self, token):
+        added = self._tokenizer.get_added_tokens_decoder().get(token)
+        return (False, False) if added is None else (added.lstrip, added.rstrip)
 
     def id_of(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)

@@ -53,14 +53,14 @@ def facts(tokens: list[str]) -> dict:
               "ahead": 1, "own": "comes next", "targets": [*tokens[1:], "one"]},
         direct={"names": ["embed", "L0H0", "L0 mlp"], "values": [[0.5, -1.0, t] for t in range(T)], "targets": tokens,
                 "ahead": 1, "columns": ["H0", "mlp"], "layers": [["L0H0", "L0 mlp"]]},
-        input={"values": np.linspace(-1, 1, T).tolist(), "told": "What each token gave", "largest": 1.0},
+        input={"values": np.linspace(-1, 1, T).tolist(), "source": [], "told": "What each token gave", "largest": 1.0},
         scores={"previous": [[0.1, 0.9], [0.2, 0.3]]}, told={"previous": "the token before"}, head=[0, 1],
     )  # fmt: skip
 
 
-def opened(chrome, folder: Path, told: dict, weights) -> None:
+def opened(chrome, folder: Path, told: dict, weights: list, causal=(True,)) -> None:
     file = folder / "report.html"
-    file.write_text(page(told, [weights], causal=[True]), encoding="utf-8")
+    file.write_text(page(told, weights, causal=causal), encoding="utf-8")
     chrome.get(file.as_uri())
     wait(chrome, "return document.body.dataset.ready && document.body.dataset.drawn")
 
@@ -75,7 +75,7 @@ def wait(chrome, script: str, seconds: float = 30.0):
 
 @pytest.fixture(scope="module")
 def shown(chrome, tmp_path_factory):
-    opened(chrome, tmp_path_factory.mktemp("page"), facts(TOKENS), attention(2, 2, len(TOKENS), 2.0))
+    opened(chrome, tmp_path_factory.mktemp("page"), facts(TOKENS), [attention(2, 2, len(TOKENS), 2.0)])
     return chrome
 
 
@@ -104,6 +104,13 @@ def test_a_token_that_is_chosen_is_told_about_everywhere(shown):
     assert "1.00" in text_of(shown, "#direct tr:nth-child(2)")
     shown.find_element(By.ID, "text").send_keys(Keys.ARROW_RIGHT)
     assert "token 3 of 8" in text_of(shown, "#detail") and "⏎" in text_of(shown, "#detail")
+    # what comes next stands behind the last one
+    for cell in (token(shown, 8), shown.find_elements(By.CSS_SELECTOR, "#lens tr:first-child td")[7]):
+        token(shown, 2).click()
+        cell.click()
+        assert text_of(shown, "#detail").startswith("What would come next:one50 %")
+        assert text_of(shown, "#direct-title") == "What was added to the logit of ·end, read behind ·end"
+        assert shown.find_element(By.CSS_SELECTOR, "#lens tr:first-child td.chosen").text == HOSTILE.replace(" ", "·")
     shown.find_elements(By.CSS_SELECTOR, "#lens tr:first-child td")[0].click()
     assert "token 1 of 8" in text_of(shown, "#detail")
     shown.find_element(By.ID, "text").send_keys(Keys.ARROW_LEFT)
@@ -156,11 +163,42 @@ def test_the_text_is_coloured_by_what_is_asked(shown):
     assert len(set(seen)) == 4
 
 
+def test_a_source_is_coloured_where_it_is_what_is_looked_at(chrome, tmp_path):
+    """Of three kinds of attention; the weights of one say nothing of another's tokens."""
+    rng, sizes = np.random.default_rng(0), {"source": 3, "tokens": 5}
+    sides = [("source", "source"), ("tokens", "tokens"), ("tokens", "source")]
+    weights = [rng.dirichlet(np.ones(sizes[of]), (2, 2, sizes[by])).astype(np.float32) for by, of in sides]
+    told = facts([f"t{i}" for i in range(5)])
+    told |= {"source": ["x", "y", "z"], "head": [1, 1], "scores": {"previous": [[0.1, 0.2], [0.3, 0.9]]}}
+    told["attention"] = [{"name": f"{by} {of}", "by": by, "of": of, "scored": by == of == "tokens"} for by, of in sides]
+    told["input"] |= {"source": [0.5, -0.5, 0.9]}
+    opened(chrome, tmp_path, told, weights, [False] * 3)
+
+    def alphas(side: str) -> list[float]:
+        colours = [node.value_of_css_property("background-color") for node in
+                   chrome.find_elements(By.CSS_SELECTOR, f"#{side} span:not(.next)")]  # fmt: skip
+        return [float(colour.split(",")[3].rstrip(")")) for colour in colours]
+
+    # the heads that have scores are the first that are shown
+    assert Select(chrome.find_element(By.ID, "which")).first_selected_option.text == "tokens tokens"
+    assert "previous 0.90" in text_of(chrome, "#big-label")
+    Select(chrome.find_element(By.ID, "colour")).select_by_value("input")
+    np.testing.assert_allclose(alphas("source"), [0.5, 0.5, 0.9], atol=0.01)
+    assert text_of(chrome, "#input div:nth-child(3) b") == "z"
+    Select(chrome.find_element(By.ID, "colour")).select_by_value("attention")
+    token(chrome, 4).click()
+    for kind, on_source, on_text in ((0, None, None), (1, None, 1), (2, 2, None)):
+        Select(chrome.find_element(By.ID, "which")).select_by_value(str(kind))
+        for side, number in (("source", on_source), ("text", on_text)):
+            wanted = np.zeros(sizes[side.replace("text", "tokens")]) if number is None else weights[number][0, 0, 4]
+            np.testing.assert_allclose(alphas(side), wanted, atol=0.01)
+
+
 def test_a_large_one_draws_itself_and_fits_a_phone(tmp_path):
     phone = browser(phone=True)
     try:
         tokens = [f" word{t}" for t in range(256)]
-        opened(phone, tmp_path, facts(tokens) | {"scores": {}, "head": [11, 3]}, attention(12, 12, 256, 2.0))
+        opened(phone, tmp_path, facts(tokens) | {"scores": {}, "head": [11, 3]}, [attention(12, 12, 256, 2.0)])
         assert phone.execute_script("return document.querySelectorAll('#thumbs canvas').length") == 144
         # tables scroll by themselves
         assert phone.execute_script("return document.documentElement.scrollWidth <= innerWidth")

@@ -109,6 +109,22 @@ def test_an_encoder_is_loaded_as_a_model_of_masked_tokens(tmp_path):
         model("a text")
 
 
+@pytest.mark.parametrize("lstrip", [True, False])
+def test_a_mask_in_a_text_is_read_as_the_tokenizer_has_it(tmp_path, lstrip):
+    """RoBERTa's takes the space before it: otherwise that would be a token of its own."""
+    letters = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
+    built = hf.Tokenizer(hf.models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    built.pre_tokenizer, built.decoder = hf.pre_tokenizers.ByteLevel(add_prefix_space=False), hf.decoders.ByteLevel()
+    built.add_special_tokens(["<s>", "</s>", hf.AddedToken("<mask>", lstrip=lstrip, special=True)])
+    built.post_processor = hf.processors.RobertaProcessing(("</s>", 257), ("<s>", 256), add_prefix_space=False)
+    cfg = replace(BERT, vocab=259)
+    export(cfg, params_of(cfg), None, tmp_path)
+    built.save(str(tmp_path / "tokenizer.json"))
+    model = lmjax.load(tmp_path)
+    for text in ("The <mask> sat on  <mask>.", "<mask> sat", "a <mask> <mask>"):
+        assert model.encode(text).tolist() == built.encode(text).ids
+
+
 def test_onto_a_mesh(tmp_path):
     from lmjax.sharding import Mesh, build_mesh
 

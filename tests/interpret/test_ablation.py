@@ -63,6 +63,13 @@ def test_a_drawn_text_stands_place_by_place(model):
     assert [sum(row) for row in nearest] == [1, 1]
 
 
+def test_a_drawn_text_is_read_with_its_own_source():
+    model = model_of(tiny.translator())
+    rows, other = (Read(ids(model.cfg, 1, 6, seed=i), None, ids(model.cfg, 1, 4, seed=i + 2)) for i in (0, 1))
+    found = ablate(model, rows, [Z], how="resample", over=other).logits
+    np.testing.assert_allclose(found, patch(model, rows, {Z: capture(model, other, Z)[Z]}), atol=1e-5)
+
+
 def test_what_a_user_gets_wrong_is_one_line(model):
     for how, over, message in (
         ("median", None, "how is 'median'; expected one of zero, mean, resample"),

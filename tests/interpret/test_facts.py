@@ -1,6 +1,7 @@
 """The numbers on a page of a real model: those that the model gives when it is asked otherwise."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from lmjax.errors import UserError
 from lmjax.inspecting import Inspected
 from lmjax.interpret.capture import LOGITS, Read, capture, read
 from lmjax.interpret.facts import EVERY, Wanted, written_page
+from lmjax.interpret.gradients import integrated_gradients
 from lmjax.models import transformer
 from lmjax.tokenizers import Bytes
 from tests import tiny
@@ -57,7 +59,9 @@ def test_a_causal_model(causal):
     wanted = [logits_TV[t, token] for t, token in enumerate([*ids[1:], best[0]])]
     np.testing.assert_allclose(sums, wanted, atol=0.05)
     assert facts["direct"]["columns"] == ["H0", "H1", "H2", "H3", "mlp"]
-    assert facts["chosen"] == len(ids) - 1 and len(facts["input"]["values"]) == len(ids)
+    # what comes next is what is explained
+    assert facts["chosen"] == len(ids) and len(facts["input"]["values"]) == len(ids)
+    assert repr(facts["direct"]["targets"][-1]) in facts["input"]["told"]
 
 
 def test_the_token_that_is_asked_about(causal):
@@ -68,6 +72,8 @@ def test_the_token_that_is_asked_about(causal):
     assert facts["input"]["values"][3:] == [0.0] * (len(facts["tokens"]) - 3)
     assert any(facts["input"]["values"][:3]) and "integrated gradients of 4 steps" in facts["input"]["told"]
     assert told(found, rows, token=0)["input"] is None
+    with pytest.raises(UserError, match=r"\('a', 'b'\) is no text"):
+        read(found, [("a", "b")])
     with pytest.raises(UserError, match="--token 99: expected -8 to 7"):
         told(found, rows, token=99)
 
@@ -83,11 +89,14 @@ def test_an_encoder_says_what_stands_in_hidden_places():
     log_p_TV = log_p(found, read(found, hidden[None]))
     np.testing.assert_allclose([facts["p"][t] for t in at], [np.exp(log_p_TV[t, ids[t]]) for t in at], rtol=2e-3)
     assert len(at) > 1 and "next" not in facts and facts["lens"]["ahead"] == 0
+    # control tokens are never hidden
+    assert (facts["p"][-1], facts["entropy"][-1], facts["top"][-1]) == (None, None, None)
     # a place that the user hides is the one that is explained
     asked = ids.copy()
     asked[4] = 258
     facts = told(found, read(found, asked[None]))
     assert facts["chosen"] == 4 and facts["tokens"][4] == "<mask>"
+    assert facts["p"][4] is None and len(facts["top"][4]) == 3 and facts["entropy"][4] > 0
 
 
 def test_a_model_of_labels_and_one_with_an_encoder():
@@ -106,4 +115,16 @@ def test_a_model_of_labels_and_one_with_an_encoder():
         len(facts["tokens"]),
         len(facts["source"]),
     )
-    assert "cross H1" in facts["direct"]["columns"] and len(facts["input"]["values"]) == len(facts["tokens"])
+    assert "cross H1" in facts["direct"]["columns"]
+    shares = integrated_gradients(translator, read(translator, "xy", "abc"))
+    asked = told(translator, read(translator, "xy", "abc"), steps=32)["input"]
+    np.testing.assert_allclose([*asked["source"], *asked["values"]], shares.values, rtol=0.01, atol=1e-6)
+
+
+def test_behind_the_end_of_a_text_nothing_comes_next():
+    cfg = tiny.llama(vocab=VOCAB)
+    found = replace(model(cfg), tokenizer=Bytes(bos=True, eos=True).build(lambda: []))
+    rows = Read(np.array([[256, 97, 98, 257]], np.int32))
+    facts = told(found, rows)
+    assert facts["next"] is None and facts["chosen"] == 3 and facts["input"]["values"][3] == 0
+    assert repr(facts["tokens"][3]) in facts["input"]["told"]

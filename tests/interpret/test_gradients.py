@@ -1,13 +1,18 @@
 """Shares by gradients are finite differences, and add up to what they are shares of."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lmjax.errors import UserError
+from lmjax.interpret.attribution_patching import attribution_patching
 from lmjax.interpret.capture import LOGITS, Read, capture, patch
 from lmjax.interpret.gradients import gradient_times_input, integrated_gradients
+from lmjax.interpret.patching import LogitDifference
+from lmjax.interpret.tuned_lens import train
+from lmjax.models.packed_params import pack_params
 from lmjax.models.tap import Patch
 from tests.interpret.small import model_of
 from tests.interpret.test_capture import CONFIGS, ids, sourced
@@ -76,3 +81,21 @@ def test_what_a_user_gets_wrong_is_one_line(model):
         integrated_gradients(model, tokens, steps=0)
     with pytest.raises(UserError, match="position 12: expected -12 to 11"):
         gradient_times_input(model, tokens, position=12)
+
+
+def test_no_gradient_goes_through_weights_of_int8(model):
+    """A vector is rounded to whole numbers there, the slope of which is 0."""
+    tokens = ids(model.cfg)
+    packed, half = (
+        SimpleNamespace(**vars(model) | {"params": pack_params(model.cfg, model.params, weights)})
+        for weights in ("int8", "bfloat16")
+    )
+    for ask in (
+        lambda: gradient_times_input(packed, tokens),
+        lambda: attribution_patching(packed, tokens, tokens[::-1], LogitDifference(target=3, against=5)),
+        lambda: train(packed, tokens),
+    ):
+        with pytest.raises(UserError, match="no gradient goes through weights of int8"):
+            ask()
+    whole, rounded = (gradient_times_input(one, tokens, target=3).values for one in (model, half))
+    np.testing.assert_allclose(rounded, whole, atol=0.05 * np.abs(whole).max())

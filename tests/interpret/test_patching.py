@@ -77,6 +77,13 @@ def test_what_a_user_gets_wrong_is_one_line(model):
         activation_patching(model, CLEAN, CLEAN, METRIC, say=lambda _: None)
     with pytest.raises(UserError, match=r"the metric has shape \(1, 97\)"):
         activation_patching(model, CLEAN, CORRUPT, lambda logits_BTV: logits_BTV[:, -1])
+    for wrong, message in (
+        (LogitDifference(target=97, against=0), "target is 97; expected 0 to 96"),
+        (LogitDifference(target=0, against=-1), "against is -1; expected 0 to 96"),
+        (LogitDifference(target=0, against=1, position=6), "position is 6; expected -6 to 5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            activation_patching(model, CLEAN, CORRUPT, wrong)
     with pytest.raises(UserError, match="chunk is 0"):
         activation_patching(model, CLEAN, CORRUPT, METRIC, chunk=0)
     with pytest.raises(UserError, match="no such site"):

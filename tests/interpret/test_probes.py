@@ -57,6 +57,7 @@ def test_what_a_user_gets_wrong_is_one_line():
     x_BD = np.zeros((4, 2), np.float32)
     for labels, share, message in (
         ([1, 2, 1], 0.25, "4 texts and 3 labels"), ([1, 1, 1, 1], 0.25, "all are 1; expected at least two"),
+        ([1, "a", 1, "a"], 0.25, "labels: int and str; expected all of one type"),
         ([1, 2, 1, 2], 0.01, "share is 0.01: 0 of 4 texts would be held out"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.interpret import Patch, capture
+from lmjax.interpret import Patch, ablate, capture, patch
 from lmjax.interpret.capture import LOGITS, Read, forward
 from lmjax.interpret.steering import at_position, generate_with, steering_vector
 from lmjax.language_model import LanguageModel
@@ -44,6 +44,21 @@ def test_places_count_in_each_texts_own_tokens(model):
         np.testing.assert_allclose(at_position(model, ragged, SITE, position), expected, atol=1e-5)
     means = [whole.mean(0), short.mean(0)]
     np.testing.assert_allclose(at_position(model, ragged, SITE, "mean"), means, atol=1e-5)
+
+
+def test_the_sources_places_are_counted_at_the_sites_that_read_it():
+    """Of rows whose two texts are not of one length."""
+    model = model_of(tiny.translator())
+    rows = Read(ids(model.cfg, 2, 5), np.array([5, 2]), ids(model.cfg, 2, 7, seed=1), np.array([3, 7]))
+    for site in ("encoder.blocks.0.hook_resid_post", "blocks.1.cross_attn.hook_k"):
+        x_BS = capture(model, rows, site)[site]
+        np.testing.assert_array_equal(at_position(model, rows, site), x_BS[np.arange(2), [2, 6]])
+        means = [x_BS[0, :3].mean(0), x_BS[1].mean(0)]
+        np.testing.assert_allclose(at_position(model, rows, site, "mean"), means, atol=1e-5)
+        parts = {site: None}
+        whole = (3 * means[0] + 7 * means[1]) / 10
+        found = ablate(model, rows, parts, how="mean", over=rows).logits
+        np.testing.assert_allclose(found, patch(model, rows, {site: whole}), atol=1e-4)
 
 
 def test_text_is_what_reading_the_whole_again_at_each_step_would_write(model):
