@@ -234,7 +234,8 @@ def export(options, _) -> int:
         labels=written(loaded.experiment.task, model),
     )  # fmt: skip
     size = sum(file.stat().st_size for file in to.iterdir())
-    print(f"{path_text(to)}: {family.architecture_of(model)}, {options.dtype}, {size:,} bytes")
+    without = "; its sparse autoencoder is no part of it" if model.autoencoder else ""
+    print(f"{path_text(to)}: {family.architecture_of(model)}, {options.dtype}, {size:,} bytes{without}")
     return 0
 
 

@@ -106,6 +106,7 @@ function drawLens() {
     words[r].forEach((top, t) => {
       const cell = make("td", row, inline(facts.words[top[0]]));
       cell.style.background = shade(p[r][t][0], "--cold");
+      cell.classList.toggle("dark", p[r][t][0] > 0.6);
       cell.dataset.at = [r, t];
     });
   }
@@ -219,7 +220,10 @@ function drawDirect() {
     make("th", row, title);
     for (const name of parts) {
       const cell = make("td", row, name && value.has(name) ? value.get(name).toFixed(2) : "");
-      if (name) cell.style.background = signed(value.get(name) / largest);
+      if (name) {
+        cell.style.background = signed(value.get(name) / largest);
+        cell.classList.toggle("dark", Math.abs(value.get(name)) > 0.6 * largest);
+      }
       cell.title = name || "";
     }
   };

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import lmjax
+import run as command_line
 from lmjax import trained
 from lmjax.errors import UserError
 from lmjax.evaluate.held_out import compile_loss
@@ -164,7 +165,7 @@ def test_what_a_user_gets_wrong_is_one_line(make, message):
         make()
 
 
-def test_a_run_goes_on_without_its_base_and_holds_it_as_it_was(one_device_here, tmp_path, monkeypatch):
+def test_a_run_goes_on_without_its_base_and_holds_it_as_it_was(one_device_here, tmp_path, monkeypatch, capsys):
     """So it needs nothing beside itself, and every verb sees the base in it."""
     monkeypatch.setattr(loop, "environment", dict)
     (tmp_path / "text.txt").write_text(tiny.text(3_000), encoding="utf-8")
@@ -188,3 +189,5 @@ def test_a_run_goes_on_without_its_base_and_holds_it_as_it_was(one_device_here, 
     for path, x in named_leaves(before):
         np.testing.assert_array_equal(rest[path], x)
     assert features(model, "the model").shape == (1, 9, 24)
+    assert command_line.main(["export", "--model", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 0
+    assert "its sparse autoencoder is no part of it" in capsys.readouterr().out
