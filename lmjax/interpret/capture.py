@@ -140,6 +140,8 @@ def fitting(model: Model, rows: Read, patches: Mapping[str, Patch | jax.Array]) 
     found = {site: one if isinstance(one, Patch) else Patch(one) for site, one in patches.items()}
     for site, one in found.items():
         for part, value in zip(Patch._fields, one, strict=True):
+            if isinstance(value, str | bytes):
+                raise UserError(f"{site}: a patch's {part} is {value!r}; expected numbers")
             shape, wanted = jnp.shape(value) if value is not None else (), known[site].shape
             try:
                 fits = np.broadcast_shapes(shape, wanted) == wanted

@@ -39,11 +39,13 @@ def _patterns(model: Model, rows: Read) -> jax.Array:
 def head_scores(model: Model, *, tokens: int | None = None, rows: int = 4, seed: int = 0) -> dict[str, np.ndarray]:
     """`scores_of_text` of rows of random tokens, each row said twice, behind BOS where the model has one. tokens: so
     many before they are repeated; None: 50, or what there is room for. An encoder reads the same. Raises UserError
-    where that is longer than the model's context."""
+    where that is longer than the model's context, and for fewer than one token or row."""
     cfg, tokenizer = model.cfg, model.tokenizer
     bos = [] if tokenizer is None or tokenizer.policy.bos is None else [tokenizer.policy.bos]
     if tokens is None:
         tokens = min(REPEATED, (cfg.context - len(bos)) // 2)
+    if tokens < 1 or rows < 1:
+        raise UserError(f"{rows} rows of {tokens} tokens said twice: expected 1 or more of both")
     known = cfg.vocab if tokenizer is None else tokenizer.vocab_size
     rng = np.random.default_rng(seed)
     # of tokens that are all different, where there are so many, each has one right place

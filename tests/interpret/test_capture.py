@@ -188,6 +188,8 @@ def test_what_a_user_gets_wrong_is_one_line():
         patch(model, tokens, {"blocks.7.hook_mlp_out": 0.0})
     with pytest.raises(UserError, match=r"value has shape \(5, 32\); expected \(2, 12, 32\)"):
         patch(model, tokens, {"blocks.0.hook_mlp_out": np.zeros((5, 32))})
+    with pytest.raises(UserError, match="a patch's value is 'zero'; expected numbers"):
+        patch(model, tokens, {"blocks.0.hook_mlp_out": "zero"})
     with pytest.raises(UserError, match="no source: there is no encoder"):
         capture(model, tokens, LOGITS, source=tokens)
     with pytest.raises(UserError, match="expected a source"):

@@ -96,6 +96,8 @@ def test_a_text_without_a_right_place_has_no_score_and_bos_is_not_repeated(model
     assert all(x.shape == (1, 4) and (x > 0).all() for x in scores.values())
     with pytest.raises(UserError, match="a text of 41 tokens; expected 1 to 32, the model's context"):
         head_scores(spied, tokens=20)
+    with pytest.raises(UserError, match="4 rows of 0 tokens said twice: expected 1 or more"):
+        head_scores(spied, tokens=0)
 
 
 def test_scores_over_training_are_those_of_each_checkpoint(one_device_here, text_file, tmp_path):
