@@ -21,8 +21,8 @@ def resident() -> int:
 
 
 def main():
-    cfg = tiny.gpt2(layers=2, width=512, heads=8, context=128, vocab=16_384)
-    experiment = tiny.experiment("unused", model=cfg, batch_size=4, microbatches=1)
+    cfg = tiny.gpt2(layers=2, width=512, heads=8, context=256, vocab=16_384)
+    experiment = tiny.experiment("unused", model=cfg, batch_size=8, microbatches=1)
     mesh = build_mesh(Mesh(), jax.devices()[:1])
     program, figures = compile_train_step(experiment, mesh)
     optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
