@@ -1,6 +1,7 @@
 """What a page shows of one text: every number of it, computed by the modules beside this one."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,31 +54,39 @@ def written_page(model: Model, rows: Read, wanted: Wanted, *, title: str, about:
     ahead = int(cfg.causal and not cfg.outputs)
     token = _token(model, rows, wanted.token, ahead)
     facts["chosen"] = token
+    # programs are compiled one core each: what needs nothing else is compiled and computed beside the rest
+    with ThreadPoolExecutor(1) as aside:
+        scores = aside.submit(_scores, model)
+        owed = aside.submit(_input, model, rows, wanted, token, ahead)
+        attention = _of_one_pass(model, rows, wanted.top, facts, ahead, say)
+        say("what its heads look at, and what the prediction owes to each token")
+        facts |= scores.result() | {"input": owed.result()}
+    facts["notes"] |= _notes(model, facts, wanted)
+    causal = [cfg.causal and "source" not in (kind["by"], kind["of"]) for kind in facts["attention"]]
+    return page(facts, attention, causal=causal)
+
+
+def _of_one_pass(model: Model, rows: Read, top: int, facts: dict, ahead: int, say: Callable) -> list[np.ndarray]:
+    """Adds to the facts what one pass over the text says. The attention weights (L, N, T, S) of each of its kinds."""
     say("reading the text")
     kinds = _kinds(rows)
-    names = (*chosen(model, [pattern for pattern, *_ in kinds]), *stream(cfg), *chosen(model, WRITERS))
-    found = forward(cfg, model.params, rows, tuple(dict.fromkeys(names)), {})
-    if cfg.outputs:
+    names = (*chosen(model, [pattern for pattern, *_ in kinds]), *stream(model.cfg), *chosen(model, WRITERS))
+    found = forward(model.cfg, model.params, rows, tuple(dict.fromkeys(names)), {})
+    if model.cfg.outputs:
         facts |= _labels(model, rows)
     else:
         say("what the model says, layer by layer")
         vocabulary = Words(model)
-        lens = lens_of(model, rows, found, top=wanted.top)
-        facts |= _predictions(model, rows, lens, vocabulary, wanted.top)
+        lens = lens_of(model, rows, found, top=top)
+        facts |= _predictions(model, rows, lens, vocabulary, top)
         facts["lens"] = _lens(facts, lens, vocabulary, ahead)
         say("which parts of the model said it")
         facts["direct"] = _direct(model, rows, found, lens, facts, ahead)
         facts["words"] = vocabulary.texts
-    say("what its heads look at")
     facts["attention"] = [
         {"name": name, "by": by, "of": of, "scored": by == of == "tokens"} for _, name, by, of in kinds
     ]
-    attention = [np.stack([np.asarray(found[site][0]) for site in chosen(model, kind)]) for kind, *_ in kinds]
-    facts |= _scores(model)
-    say("what the prediction owes to each token")
-    facts["input"] = _input(model, rows, wanted, token, facts, ahead)
-    facts["notes"] |= _notes(model, facts, wanted)
-    return page(facts, attention, causal=[cfg.causal and "source" not in (by, of) for *_, by, of in kinds])
+    return [np.stack([np.asarray(found[site][0]) for site in chosen(model, kind)]) for kind, *_ in kinds]
 
 
 class Words:
@@ -234,7 +243,7 @@ def _scores(model: Model) -> dict:
     }  # fmt: skip
 
 
-def _input(model: Model, rows: Read, wanted: Wanted, token: int, facts: dict, ahead: int) -> dict | None:
+def _input(model: Model, rows: Read, wanted: Wanted, token: int, ahead: int) -> dict | None:
     """values, source: of the tokens of the text, and of the source where there is one."""
     cfg, row_T = model.cfg, np.asarray(rows.tokens[0])
     place, target = None, None
