@@ -364,7 +364,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="a directory")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=40_000, help="stories of train.json")
+    parser.add_argument("--train", type=int, default=160_000, help="stories of train.json")
     parser.add_argument("--short", type=int, default=60_000, help="the same, of first.json and of short.json")
     parser.add_argument("--test", type=int, default=1000, help="the same, of each of the other parts")
     parser.add_argument("--model", help="a run: scores it by template")

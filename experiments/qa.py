@@ -3,16 +3,17 @@
 python benchmarks/qa_stories.py --out stories
 python run.py --config experiments/qa_first.py
 python run.py --config experiments/qa.py
+python run.py --config experiments/qa.py --steps=12000
 python run.py evaluate --model runs/qa --step best --data stories/test.json
 python benchmarks/qa_stories.py --out stories --model runs/qa       # by template, beside the baselines
 
-The aim, 95 % exact match on stories with unseen names, is not reached: after 2,600 steps (11 minutes on two cores that
-others used too, load 6 to 13, reading included) 85.7 % on test.json, 89.8 % where one fact is enough and 80.6 % where
-it takes two; one seed. Baselines that do not read stay under 16 %. On real.json, whose names are cut into pieces that
-training hardly saw, 14.2 % (14.5 and 14.0); on XQuAD (English) exact match 0.2 %, F1 1.3 %. On 400 questions of
-dev.json exact match was 0.50, 0.60, 0.69, 0.78, 0.80 at steps 400 to 2,000 and 0.85 at the last, when the step size had
-fallen to nothing: a longer run is the next thing to try. Stories and names are simpler than those of which 73.4 % were
-right before (no join of two facts: 47 %). What joins them: qa_first.py.
+After 12,000 steps 95.7 % exact match on test.json, whose names are in no story of training: 95.9 % where one fact is
+enough and 95.3 % where it takes two; one seed. Baselines that do not read stay under 16 %. After the first 8,000 steps
+93.7 % (94.9 and 92.2); on 400 questions of dev.json 0.64, 0.81, 0.86, 0.89, 0.92, 0.93, 0.94, 0.94 at every thousandth
+of these, and 0.95, 0.93, 0.94, 0.95 of the others, for which the step size begins again at a third of the peak. 37
+million tokens, 37 minutes at 20,000 tokens/s on one core of two that others used too. On real.json, whose names are cut
+into pieces that training hardly saw, 17.3 %; on XQuAD (English) exact match 0.1 %, F1 2.2 %. What joins two facts:
+qa_first.py. Stories and names are simpler than those of which 73.4 % were right before, without a join (47 %).
 """
 
 from dataclasses import replace
@@ -40,8 +41,8 @@ experiment = replace(
     init_from="runs/qa_first",
     schedule=Linear(peak=0.006, warmup=0.02, floor=0.0001),
     batch_size=24,
-    steps=2600,
-    evaluate_every=400,
-    checkpoint_every=400,
+    steps=8000,
+    evaluate_every=1000,
+    checkpoint_every=1000,
     score_records=400,
 )
