@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.errors import UserError, path_text
-from lmjax.generate.decode import filled_up, padded_length
+from lmjax.generate.decode import filled_up, padded
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.places import Place
@@ -99,8 +99,7 @@ class Reader:
 
     def padded(self, tokens_BT: np.ndarray) -> np.ndarray:
         """Filled up to one of few lengths."""
-        T = tokens_BT.shape[1]
-        return np.pad(tokens_BT, ((0, 0), (0, padded_length(T, self.cfg.context) - T)))
+        return padded(tokens_BT, self.cfg.context)
 
     def as_asked(self, text: Text, rows: list[np.ndarray]) -> str | list[str] | list[np.ndarray]:
         """Rows of ids as the caller gave them: a text for a text, a list for a list, ids for ids."""

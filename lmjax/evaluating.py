@@ -127,7 +127,7 @@ def scaling_of(loaded: Loaded, options) -> Scaling:
     if not isinstance(task, Classification) and asked != (None, None):
         name = "uncalibrated" if options.uncalibrated else "fit_temperature"
         raise UserError(f"--{name}: a model of {type(task).__name__} has no probabilities of labels")
-    return Scaling(loaded.path if loaded.step is not None else None, loaded.step, asked[0], bool(asked[1]))
+    return Scaling(loaded.run, loaded.step, asked[0], bool(asked[1]))
 
 
 def on_records(loaded: Loaded, given: str | None, weights: str, scaling: Scaling):

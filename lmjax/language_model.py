@@ -5,7 +5,6 @@ from functools import partial
 from typing import Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.batching import Output, Reader, Score, Text, judged, scores
@@ -18,6 +17,7 @@ from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.models.packed import Weights
 from lmjax.models.packed_params import pack_params
+from lmjax.models.positions import in_rows
 from lmjax.models.transformer import apart
 from lmjax.places import Place
 from lmjax.tasks.classification import Classification
@@ -32,7 +32,7 @@ Dtype = Literal["float32", "bfloat16"]
 @partial(jax.jit, static_argnames="cfg")
 def _forward(cfg: ModelConfig, params, tokens_BT, lengths_B):
     """As `batching.judged`."""
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    positions_BT, _ = in_rows(tokens_BT)
     hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT)
     return judged(cfg, params, hidden_BTD, tokens_BT, lengths_B)
 

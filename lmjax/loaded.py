@@ -58,6 +58,11 @@ class Loaded:
     held_out: Place | None = None
     start: int | None = None
 
+    @property
+    def run(self) -> Place | None:
+        """The run's directory; None: it is no run."""
+        return None if self.step is None else self.path
+
 
 def load_model(path: Place | str, step: int | str | None = None, *, mesh=None, stacked: bool = True) -> Loaded:
     """step: of a run: a number, "best", or None for the newest good one. stacked: how the layers lie, of a Hugging Face

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.batching import Reader, Text
 from lmjax.errors import UserError, path_text
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
+from lmjax.models.positions import in_rows
 from lmjax.models.transformer import apart
 from lmjax.places import Place
 from lmjax.tokenizers import Tokenizer
@@ -30,8 +30,7 @@ class Places:
 
 @partial(jax.jit, static_argnames="cfg")
 def _forward(cfg: ModelConfig, params, tokens_BT, lengths_B):
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    segments_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
+    positions_BT, segments_BT = in_rows(tokens_BT, lengths_B)
     hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, segments_BT)
     return transformer.masked_logits(cfg, params, hidden_BTD)
 

@@ -79,8 +79,7 @@ def _temperature(loaded: Loaded, uncalibrated: bool) -> tuple[Fit | None, str | 
         if uncalibrated:
             raise UserError(f"--uncalibrated: a model of {type(task).__name__} has no probabilities of labels")
         return None, None
-    run = loaded.path if loaded.step is not None else None
-    return Scaling(run, loaded.step, None, uncalibrated).found(task_of_labels(task.labels))
+    return Scaling(loaded.run, loaded.step, None, uncalibrated).found(task_of_labels(task.labels))
 
 
 def header(options, step: int | None) -> dict:

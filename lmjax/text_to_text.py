@@ -4,7 +4,6 @@ from functools import partial
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.batching import Output, Reader, Score, Text, judged, scores
@@ -13,6 +12,7 @@ from lmjax.generate.beam import way, write
 from lmjax.loaded import needed_start
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
+from lmjax.models.positions import in_rows
 from lmjax.models.transformer import apart
 from lmjax.places import Place
 from lmjax.tokenizers import Tokenizer
@@ -22,9 +22,8 @@ from lmjax.tokenizers.sides import source_ids, target_ids
 @partial(jax.jit, static_argnames="cfg")
 def _forward(cfg: ModelConfig, params, source_BS, source_lengths_B, tokens_BT, lengths_B):
     """As `batching.judged`."""
-    positions_BS, positions_BT = (jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape) for x in (source_BS, tokens_BT))
-    segments_BS = (positions_BS < source_lengths_B[:, None]).astype(jnp.int32)
-    source = transformer.encode(cfg, params, source_BS, positions_BS, segments_BS)
+    positions_BT, _ = in_rows(tokens_BT)
+    source = transformer.encode(cfg, params, source_BS, *in_rows(source_BS, source_lengths_B))
     hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, source=source)
     return judged(cfg, params, hidden_BTD, tokens_BT, lengths_B)
 

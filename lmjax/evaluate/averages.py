@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lmjax.evaluate.result import Figure
-from lmjax.tasks.text_metrics import bootstrap
+from lmjax.tasks.text_metrics import bootstrap, standard_error
 
 
 def figure_of(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> Figure:
@@ -18,6 +18,13 @@ def mean(values: Sequence[float] | np.ndarray, seed: int) -> Figure:
     """Of one value or more."""
     values_N = np.asarray(values, np.float64)
     return figure_of(lambda index_RN: values_N[index_RN].mean(1), len(values_N), seed)
+
+
+def drawn_mean(values: Sequence[float] | np.ndarray, seed: int) -> Figure:
+    """The same, with the standard error of a mean of independent draws in place of the bootstrap's."""
+    values_N = np.asarray(values)
+    found = bootstrap(lambda index_RN: values_N[index_RN].mean(1), len(values_N), seed)
+    return Figure(float(values_N.mean()), standard_error(values_N), found and found[1])
 
 
 def row(kind: str, name: str, what: str, count: int, **figures: Figure | None) -> dict:

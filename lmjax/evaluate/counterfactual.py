@@ -22,10 +22,11 @@ from lmjax.evaluate.records import files
 from lmjax.evaluate.result import Result
 from lmjax.evaluate.settings import Settings
 from lmjax.evaluate.writing import ids_of
-from lmjax.generate.decode import filled_up, padded_length
+from lmjax.generate.decode import filled_up, padded
 from lmjax.language_model import LanguageModel
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
+from lmjax.models.positions import in_rows
 from lmjax.places import place
 
 # pairs of prompts that are read together
@@ -220,8 +221,7 @@ def next_word_gaps(
         index = order[start : start + ROWS]
         whole = [*index, *[index[-1]] * (ROWS - len(index))]
         tokens_BT, lengths_B = filled_up([side[i] for side in (ones, others) for i in whole])
-        T = padded_length(tokens_BT.shape[1], model.cfg.context)
-        tokens_BT = np.pad(tokens_BT, ((0, 0), (0, T - tokens_BT.shape[1])))
+        tokens_BT = padded(tokens_BT, model.cfg.context)
         found[index] = np.asarray(_program(model.cfg)(model.params, tokens_BT, lengths_B))[: len(index)]
     return {"tv": found[:, 0], "js": found[:, 1]}, len(ones)
 
@@ -231,7 +231,7 @@ def _program(cfg: ModelConfig):
     """(params, tokens_BT, lengths_B) -> (B / 2, 2): tv and js between the first half of the rows and the second."""
 
     def run(params, tokens_BT, lengths_B):
-        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        positions_BT, _ = in_rows(tokens_BT)
         hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT)
         last_BD = jnp.take_along_axis(hidden_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
         log_p_BV = jax.nn.log_softmax(transformer.logits(transformer.unembedding(cfg, params), last_BD, cfg.logit_cap))

@@ -26,6 +26,7 @@ from lmjax.interop.tokenizer_files import named_controls
 from lmjax.language_model import LanguageModel
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
+from lmjax.models.positions import in_rows
 from lmjax.sharding import place_batch, sizes_in_use
 from lmjax.tasks.loss import loss_chunk
 from lmjax.tokenizers.sides import prompt_ids
@@ -215,7 +216,7 @@ def _program(cfg: ModelConfig, chunk: int | None):
     are in memory at one time; None: all."""
 
     def scores(params, tokens_BT, at_BC, targets_BC):
-        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        positions_BT, _ = in_rows(tokens_BT)
         hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT)
         hidden_BCD = jnp.take_along_axis(hidden_BTD, at_BC[..., None], axis=1)
         matrix_VD = transformer.unembedding(cfg, params)

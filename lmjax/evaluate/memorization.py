@@ -12,16 +12,16 @@ import numpy as np
 
 from lmjax.data.store import TokenStream
 from lmjax.errors import UserError, path_text
+from lmjax.evaluate.averages import drawn_mean
 from lmjax.evaluate.contamination import overlaps
 from lmjax.evaluate.likelihood import protocol_of
 from lmjax.evaluate.progress import followed
-from lmjax.evaluate.result import Figure, Result, share
+from lmjax.evaluate.result import Result, share
 from lmjax.evaluate.settings import Settings
 from lmjax.evaluate.training_text import streams
 from lmjax.generate.many import write_all
 from lmjax.generate.sampling import choice
 from lmjax.language_model import LanguageModel
-from lmjax.tasks.text_metrics import bootstrap, standard_error
 
 # the paper's
 TOKENS = 50
@@ -59,7 +59,7 @@ class Memorization:
         for name, length_W in zip(("", "held_out_"), matched, strict=True):
             if len(length_W):
                 figures[f"{name}exact_match"] = share(length_W == written)
-                figures[f"{name}matched_tokens"] = self._mean(length_W)
+                figures[f"{name}matched_tokens"] = drawn_mean(length_W, self.settings.seed)
         protocol = {
             "windows": f"{len(windows[0]):,} of the training text and {len(windows[1]):,} held out, disjoint, each "
             "within one document",
@@ -88,10 +88,6 @@ class Memorization:
                 "both to fit in it"
             )
         return given, written
-
-    def _mean(self, length_W: np.ndarray) -> Figure:
-        found = bootstrap(lambda index_RW: length_W[index_RW].mean(1), len(length_W), self.settings.seed)
-        return Figure(float(length_W.mean()), standard_error(length_W), found and found[1])
 
 
 def drawn(parts: list[TokenStream], size: int, count: int, seed: int) -> np.ndarray:

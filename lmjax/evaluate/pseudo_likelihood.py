@@ -20,6 +20,7 @@ from lmjax.generate.decode import padded_length
 from lmjax.masked_model import MaskedModel
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
+from lmjax.models.positions import in_rows
 from lmjax.sharding import place_batch
 from lmjax.tokenizers.sides import source_ids
 
@@ -141,8 +142,7 @@ def _program(cfg: ModelConfig):
     are hidden."""
 
     def scores(params, tokens_BT, lengths_B1, at_BK, targets_BK):
-        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        segments_BT = (positions_BT < lengths_B1).astype(jnp.int32)
+        positions_BT, segments_BT = in_rows(tokens_BT, lengths_B1[:, 0])
         hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, segments_BT)
         hidden_BKD = jnp.take_along_axis(hidden_BTD, at_BK[..., None], axis=1)
         logits_BKV = transformer.masked_logits(cfg, params, hidden_BKD)

@@ -172,8 +172,7 @@ def of_run(suite, loaded, options):
     """The suite with the temperature that the model keeps, where it chooses by probabilities. loaded: the model."""
     if not isinstance(suite, MultipleChoice | Classification):
         return suite
-    run = loaded.path if loaded.step is not None else None
-    return replace(suite, scaling=Scaling(run, loaded.step, options.fit_temperature, bool(options.uncalibrated)))
+    return replace(suite, scaling=Scaling(loaded.run, loaded.step, options.fit_temperature, bool(options.uncalibrated)))
 
 
 def run(suite, model: LanguageModel | MaskedModel) -> Result:

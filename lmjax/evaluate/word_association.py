@@ -23,12 +23,13 @@ from lmjax.evaluate.averages import figure_of
 from lmjax.evaluate.records import files
 from lmjax.evaluate.result import Figure, Result
 from lmjax.evaluate.settings import Settings
-from lmjax.generate.decode import filled_up, padded_length
+from lmjax.generate.decode import filled_up, padded
 from lmjax.language_model import LanguageModel
 from lmjax.masked_model import MaskedModel
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.models.packed import Packed
+from lmjax.models.positions import in_rows
 from lmjax.tasks.text_metrics import RESAMPLES, Interval
 from lmjax.tokenizers.sides import prompt_ids, source_ids
 
@@ -178,9 +179,8 @@ def vectors_of(model: LanguageModel | MaskedModel, texts: tuple[str, ...], kind:
     for start in range(0, len(order), ROWS):
         index = order[start : start + ROWS]
         tokens_BT, lengths_B = filled_up([ids[i] for i in index])
-        T = padded_length(tokens_BT.shape[1], model.cfg.context, shortest=ROWS)
         B = ROWS - len(index)
-        tokens_BT = np.pad(tokens_BT, ((0, B), (0, T - tokens_BT.shape[1])))
+        tokens_BT = np.pad(padded(tokens_BT, model.cfg.context, shortest=ROWS), ((0, B), (0, 0)))
         vectors_BD = _program(model.cfg, kind)(model.params, tokens_BT, np.pad(lengths_B, (0, B), constant_values=1))
         found[index] = np.asarray(vectors_BD, np.float64)[: len(index)]
     return found
@@ -197,13 +197,11 @@ def _program(cfg: ModelConfig, kind: Vectors):
     """(params, tokens_BT, lengths_B) -> (B, D), compiled."""
 
     def run(params, tokens_BT, lengths_B):
-        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        inside_BT = positions_BT < lengths_B[:, None]
-        segments_BT = None if cfg.causal else inside_BT.astype(jnp.int32)
-        hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, segments_BT)
+        positions_BT, segments_BT = in_rows(tokens_BT, lengths_B)
+        hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, None if cfg.causal else segments_BT)
         hidden_BTD = hidden_BTD.astype(jnp.float32)
         if kind == "mean":
-            return jnp.sum(hidden_BTD * inside_BT[..., None], axis=1) / lengths_B[:, None]
+            return jnp.sum(hidden_BTD * segments_BT[..., None], axis=1) / lengths_B[:, None]
         at_B = jnp.zeros_like(lengths_B) if kind == "first" else lengths_B - 1
         return jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
 

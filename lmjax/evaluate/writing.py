@@ -9,6 +9,7 @@ import numpy as np
 from lmjax.data.sources import Record
 from lmjax.data.templates import filled
 from lmjax.errors import UserError, at
+from lmjax.evaluate.averages import drawn_mean, figure_of
 from lmjax.evaluate.likelihood import prefix_ids, protocol_of
 from lmjax.evaluate.progress import followed
 from lmjax.evaluate.result import Figure, Result, share
@@ -20,7 +21,6 @@ from lmjax.language_model import LanguageModel
 from lmjax.models.config import ModelConfig
 from lmjax.tasks import text_metrics
 from lmjax.tasks.calibration_metrics import Ece, Risk, bins, diagram, equal_widths
-from lmjax.tasks.text_metrics import Interval, bootstrap, standard_error
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.sides import prompt_ids
 
@@ -151,9 +151,12 @@ class Generation:
             [text_metrics.exact_match(one.answer, task.references) for one, task in zip(votes, self.tasks, strict=True)]
         )
         error, risk = Ece(agreement_N, right_N, equal_widths()), Risk(agreement_N, right_N)
-        more = {"single_exact_match": self._mean(single), "agreement": self._mean(agreement_N.tolist())}
+        more = {
+            "single_exact_match": drawn_mean(single, settings.seed),
+            "agreement": drawn_mean(agreement_N, settings.seed),
+        }
         for name, statistic in (("ece_of_agreement", error), ("aurc_of_agreement", risk)):
-            more[name] = Figure(statistic.value, *(bootstrap(statistic, len(votes), settings.seed) or (None, None)))
+            more[name] = figure_of(statistic, len(votes), settings.seed)
         protocol = {
             "answer": settings.answer or "the whole text",
             "vote": "of answers that SQuAD's normalisation makes equal, the most frequent one; agreement: its share of "
@@ -171,7 +174,7 @@ class Generation:
         bleu, chrf = text_metrics.bleu(texts, references), text_metrics.chrf(texts, references)
         figures = {
             "exact_match": share([text_metrics.exact_match(*pair) == 1 for pair in both]),
-            "f1": self._mean([text_metrics.f1(*pair) for pair in both]),
+            "f1": drawn_mean([text_metrics.f1(*pair) for pair in both], self.settings.seed),
             "bleu": Figure(bleu.score, bleu.stderr, bleu.interval),
             "chrf": Figure(chrf.score, chrf.stderr, chrf.interval),
         }
@@ -186,12 +189,6 @@ class Generation:
             **protocol_of(model, cut),
         }
         return Result("generation", len(self.tasks), protocol, figures, extra={"texts": texts})
-
-    def _mean(self, values: list[float]) -> Figure:
-        array = np.array(values)
-        found = bootstrap(lambda index_RN: array[index_RN].mean(1), len(array), self.settings.seed)
-        interval: Interval | None = found and found[1]
-        return Figure(float(array.mean()), standard_error(array), interval)
 
 
 def _until(room: int, stops: tuple[str, ...]) -> str:

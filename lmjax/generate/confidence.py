@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.generate.decode import filled_up, padded_length
+from lmjax.generate.decode import filled_up, padded
 from lmjax.generate.text import Asked
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
+from lmjax.models.positions import in_rows
 from lmjax.tokenizers import Tokenizer
+from lmjax.tokenizers.pieces import same_beginning
 
 RESET = "\x1b[0m"
 # what a decoder puts for bytes that are no whole character
@@ -73,12 +75,10 @@ def level_of(probability: float) -> Level:
 def _log_p(cfg: ModelConfig, params, tokens_BT, known, source):
     """(B, T - 1) of each next token, the logits of one row in memory at a time. source: (tokens_BS, lengths_B) or
     None."""
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    positions_BT, _ = in_rows(tokens_BT)
     if source is not None:
         tokens_BS, lengths_B = source
-        positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-        segments_BS = (positions_BS < lengths_B[:, None]).astype(jnp.int32)
-        source = transformer.encode(cfg, params, tokens_BS, positions_BS, segments_BS)
+        source = transformer.encode(cfg, params, tokens_BS, *in_rows(tokens_BS, lengths_B))
     hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, source=source)
     matrix_VD = transformer.unembedding(cfg, params)
 
@@ -110,8 +110,7 @@ def log_probabilities(
 
 def _padded(rows: list[np.ndarray], cfg: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     tokens_BT, lengths_B = filled_up(rows)
-    T = tokens_BT.shape[1]
-    return np.pad(tokens_BT, ((0, 0), (0, padded_length(T, cfg.context) - T))), lengths_B
+    return padded(tokens_BT, cfg.context), lengths_B
 
 
 def pieces(tokenizer: Tokenizer, before: np.ndarray, new: np.ndarray, log_p: np.ndarray) -> list[Piece]:
@@ -121,14 +120,10 @@ def pieces(tokenizer: Tokenizer, before: np.ndarray, new: np.ndarray, log_p: np.
         text = tokenizer.decode([*before, *new[:end]])
         if text.endswith(UNFINISHED) and end < len(new):
             continue
-        same = len(done) if text.startswith(done) else _same(done, text)
+        same = same_beginning(done, text)
         found.append(Piece(text[same:], math.exp(float(np.sum(log_p[start:end], dtype=np.float64)))))
         done, start = text, end
     return found
-
-
-def _same(one: str, other: str) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def shown(text: str) -> str:

@@ -17,6 +17,7 @@ from lmjax.generate.sampling import Choice, next_token
 from lmjax.models import transformer
 from lmjax.models.cache import LayerCache, empty_cache, slots
 from lmjax.models.config import ModelConfig
+from lmjax.models.positions import in_rows
 
 # what a chunk of padding costs on a CPU, which computes it, and on others, which wait for memory
 CHUNK_ON_CPU, CHUNK = 32, 256
@@ -102,9 +103,7 @@ def row_keys(prompts: list[np.ndarray], turns_B: list[int], seed: int) -> jax.Ar
 @partial(jax.jit, static_argnames="cfg", donate_argnames="cache")
 def read_source(cfg: ModelConfig, params, tokens_BS, lengths_B, cache):
     """The cache with the source that the encoder reads; rows are filled up on the right."""
-    positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-    segments_BS = (positions_BS < lengths_B[:, None]).astype(jnp.int32)
-    source = transformer.encode(cfg, params, tokens_BS, positions_BS, segments_BS)
+    source = transformer.encode(cfg, params, tokens_BS, *in_rows(tokens_BS, lengths_B))
     return transformer.with_source(cfg, params, cache, source)
 
 
@@ -123,6 +122,12 @@ def padded_length(length: int, longest: int, *, shortest: int = SHORTEST) -> int
     while padded < length:
         padded *= 2
     return min(padded, longest)
+
+
+def padded(tokens_BT: np.ndarray, longest: int, *, shortest: int = SHORTEST) -> np.ndarray:
+    """Rows filled up on the right with 0 to such a length."""
+    T = tokens_BT.shape[1]
+    return np.pad(tokens_BT, ((0, 0), (0, padded_length(T, longest, shortest=shortest) - T)))
 
 
 def check_ids(cfg: ModelConfig, prompts: list[np.ndarray], max_new_tokens: int) -> None:
@@ -156,18 +161,17 @@ def begun(
         check_ids(cfg, [prompt], limit)
     # where the last chunk reaches beyond the cache, that part is padding, and the cache drops it
     chunk = min(CHUNK_ON_CPU if jax.default_backend() == "cpu" else CHUNK, cfg.context)
-    padded, lengths = filled_up(prompts, chunk)
+    tokens_BT, lengths = filled_up(prompts, chunk)
     room = padded_length(int((lengths + limits).max()), cfg.context, shortest=SLOTS)
     cache = empty_cache(cfg, B, room, stacked=not isinstance(params["blocks"], tuple))
     if sources is not None:
         check_ids(cfg, sources, 0)
         tokens_BS, source_lengths = filled_up(sources)
-        wider = padded_length(tokens_BS.shape[1], cfg.context) - tokens_BS.shape[1]
-        cache = read_source(cfg, params, np.pad(tokens_BS, ((0, 0), (0, wider))), source_lengths, cache)
+        cache = read_source(cfg, params, padded(tokens_BS, cfg.context), source_lengths, cache)
     last_BD = jnp.zeros((B, cfg.width), cfg.dtype)
-    for start in range(0, padded.shape[1], chunk):
+    for start in range(0, tokens_BT.shape[1], chunk):
         cache, last_BD = prefill(
-            cfg, params, padded[:, start : start + chunk], jnp.int32(start), lengths, cache, last_BD
+            cfg, params, tokens_BT[:, start : start + chunk], jnp.int32(start), lengths, cache, last_BD
         )
     return cache, last_BD, lengths, limits
 

@@ -10,6 +10,7 @@ import numpy as np
 from lmjax.errors import UserError
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
+from lmjax.models.positions import in_rows
 
 # a wrong angle of rotary positions is small for short texts
 TOKENS = 512
@@ -51,7 +52,7 @@ def _capture(cfg: ModelConfig, shape: tuple[int, int], apart: bool):
     names = []
 
     def run(params, tokens_BT):
-        positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+        positions_BT, _ = in_rows(tokens_BT)
         hidden_BTD, sites = transformer.captured(cfg, params, tokens_BT, positions_BT)
         sites["logits"] = transformer.masked_logits(cfg, params, hidden_BTD)
         names[:] = sites

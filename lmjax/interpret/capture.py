@@ -19,6 +19,7 @@ from lmjax.errors import UserError, path_text
 from lmjax.models import transformer
 from lmjax.models.config import ModelConfig
 from lmjax.models.cross_attention import Source
+from lmjax.models.positions import in_rows
 from lmjax.models.tap import OF_PATTERNS, Patch, check_sites
 from lmjax.places import Place
 from lmjax.tokenizers import Tokenizer
@@ -97,8 +98,8 @@ def sites(model: Model, length: int = 2) -> dict[str, tuple[int, ...]]:
 def _shapes(cfg: ModelConfig, shape: tuple[int, int, int | None]) -> dict[str, jax.ShapeDtypeStruct]:
     B, T, S = shape
     if not cfg.encoder_layers:
-        return transformer.site_shapes(cfg, B, T)
-    encoder = {ENCODER + name: like for name, like in transformer.site_shapes(cfg.encoder, B, S).items()}
+        return transformer.site_shapes(cfg, B, T, None)
+    encoder = {ENCODER + name: like for name, like in transformer.site_shapes(cfg.encoder, B, S, None).items()}
     return encoder | transformer.site_shapes(cfg, B, T, S)
 
 
@@ -135,6 +136,8 @@ def patch(
 
 def fitting(model: Model, rows: Read, patches: Mapping[str, Patch | jax.Array]) -> dict[str, Patch]:
     """Patches, each seen to fit its site. Raises UserError for a site that there is not, and for another shape."""
+    if not patches:
+        return {}
     known = _shapes(model.cfg, rows.shape)
     check_sites(patches, known)
     found = {site: one if isinstance(one, Patch) else Patch(one) for site, one in patches.items()}
@@ -160,13 +163,13 @@ def forward(cfg: ModelConfig, params, rows: Read, names: tuple[str, ...], patche
     if cfg.encoder_layers:
         inner = {site.removeprefix(ENCODER): one for site, one in patches.items() if site.startswith(ENCODER)}
         own = {"embedding": params["embedding"], **params["encoder"]}
-        positions_BS, segments_BS = _places(rows.source, rows.source_lengths)
+        positions_BS, segments_BS = in_rows(rows.source, rows.source_lengths)
         hidden_BSD, found = transformer.captured(
             cfg.encoder, own, rows.source, positions_BS, segments_BS, patches=inner, patterns=patterns
         )
         kept |= {ENCODER + site: x for site, x in found.items()}
         source = Source(hidden_BSD, segments_BS)
-    positions_BT, segments_BT = _places(rows.tokens, rows.lengths)
+    positions_BT, segments_BT = in_rows(rows.tokens, rows.lengths)
     outer = {site: one for site, one in patches.items() if not site.startswith(ENCODER)}
     hidden_BTD, found = transformer.captured(
         cfg, params, rows.tokens, positions_BT, None if cfg.causal else segments_BT, source=source, patches=outer,
@@ -181,8 +184,3 @@ def logits_of(cfg: ModelConfig, params, hidden_BTD: jax.Array) -> jax.Array:
     if cfg.outputs:
         return transformer.outputs(cfg, params, hidden_BTD)
     return transformer.masked_logits(cfg, params, hidden_BTD)
-
-
-def _places(tokens_BT: jax.Array, lengths_B: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    return positions_BT, None if lengths_B is None else (positions_BT < lengths_B[:, None]).astype(jnp.int32)

@@ -17,6 +17,7 @@ from lmjax.interpret.capture import LOGITS, Model, Read, capture, fitting, read
 from lmjax.models import transformer
 from lmjax.models.cache import empty_cache
 from lmjax.models.config import ModelConfig
+from lmjax.models.positions import in_rows
 from lmjax.models.tap import OF_PATTERNS, Patch
 from lmjax.tokenizers.sides import prompt_ids
 
@@ -93,7 +94,7 @@ def _write(
     cfg: ModelConfig, params, tokens_BT, lengths_B, patches, limit, known, stops, how: Choice, keys_B, room: int
 ):  # fmt: skip
     """(new tokens (B, S), how many of each row), as `decode` writes them."""
-    B, T = tokens_BT.shape
+    B = len(tokens_BT)
     matrix_VD = transformer.unembedding(cfg, params)
 
     def choose(hidden_BD, index):
@@ -111,7 +112,7 @@ def _write(
         hidden_B1D, cache = transformer.hidden(cfg, params, token_B[:, None], at_B1, cache=cache, patches=patches)
         return index + 1, cache, choose(hidden_B1D[:, 0], index + 1), out_BS, counts_B, done_B
 
-    positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    positions_BT, _ = in_rows(tokens_BT)
     cache = empty_cache(cfg, B, room, stacked=False)
     hidden_BTD, cache = transformer.hidden(cfg, params, tokens_BT, positions_BT, cache=cache, patches=patches)
     first_B = choose(hidden_BTD[jnp.arange(B), lengths_B - 1], 0)

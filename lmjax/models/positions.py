@@ -26,6 +26,13 @@ class Sinusoidal:
     """Fixed sines and cosines, added to the embedding."""
 
 
+def in_rows(tokens_BT: jax.Array, lengths_B: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
+    """(positions (B, T), segments (B, T): 1, and 0 where a row is filled up) of rows that each hold one text from their
+    beginning on. lengths_B: how many tokens of each are the text's; None: all, and there are no segments."""
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    return positions_BT, None if lengths_B is None else (positions_BT < lengths_B[:, None]).astype(jnp.int32)
+
+
 def _positive(**numbers: float) -> None:
     for name, number in numbers.items():
         if not number > 0:

@@ -231,7 +231,7 @@ def captured(
     if isinstance(params["blocks"], tuple):
         hidden_BTD, _, sites = _layer_by_layer(cfg, params, tokens, None, patches, patterns)
         return hidden_BTD, sites
-    names = site_shapes(cfg, *tokens_BT.shape, None if source is None else source.hidden_BSD.shape[1])
+    names = site_shapes(cfg, 1, 2, 2 if cfg.encoder_layers else None)
     outside, inside = of_layers(patches)
     shapes = {name.removeprefix("blocks.0."): shape for name, shape in names.items() if name.startswith("blocks.0.")}
     collection = nested(outside) | {"blocks": stacked(inside, cfg.layers, shapes)}

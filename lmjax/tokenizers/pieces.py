@@ -51,5 +51,11 @@ def _piece(tokenizer: Tokenizer, before: np.ndarray, token: int) -> str:
 def _added(tokenizer: Tokenizer, before: Sequence[int], more: Sequence[int]) -> str:
     """What further tokens add to a text: alone they may have another one."""
     old, new = tokenizer.decode(before), tokenizer.decode([*before, *more])
-    same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-    return new[same:]
+    return new[same_beginning(old, new) :]
+
+
+def same_beginning(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    if other.startswith(one):
+        return len(one)
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
