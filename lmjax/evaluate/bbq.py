@@ -4,15 +4,17 @@ Choices, targets and scores are those of lm-eval 0.4.13's bbq (`tasks/bbq/utils.
 ten ways to say that it is unknown, and the most probable answer counts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lmjax.data.sources import Record
 from lmjax.data.templates import filled
 from lmjax.errors import at
+from lmjax.evaluate import calibration
 from lmjax.evaluate import pseudo_likelihood as masked
 from lmjax.evaluate.averages import figure_of, grouped, mean, row
+from lmjax.evaluate.calibration import Answered, Judged, Scaling
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
 from lmjax.evaluate.result import Figure, Result
 from lmjax.evaluate.settings import Settings
@@ -102,23 +104,38 @@ class Bbq:
 
     settings: Settings
     questions: list[Question]
+    fit_questions: list[Question] = field(default_factory=list)
+    scaling: Scaling = Scaling()
 
     @staticmethod
     def of(settings: Settings) -> "Bbq":
         """Raises UserError for lines that are not so."""
         records, _ = settings.records()
-        return Bbq(settings, [_question(record) for record in records])
+        return Bbq(settings, *calibration.parted(settings, _questions(records), _questions))
 
     def run(self, model: LanguageModel | MaskedModel) -> Result:
+        questions = [*self.questions, *self.fit_questions]
         if isinstance(model, MaskedModel):
-            scores, protocol = self._masked(model), masked.protocol_of(model)
+            scores, protocol = _masked(model, questions), masked.protocol_of(model)
             how = "masked: log p of the answer's tokens after the question, hidden one at a time, summed"
         else:
-            scores, cut = self._causal(model)
+            scores, cut = _causal(model, questions)
             protocol = protocol_of(model, cut)
             how = "causal: log p of the answer after the question, summed"
         # the first of equals, as lm-eval's argmax
-        return self.judged([int(np.argmax(values)) for values in scores], how, protocol)
+        chosen = [int(np.argmax(values)) for values in scores[: len(self.questions)]]
+        return self._calibrated(scores, how).beside(self.judged(chosen, how, protocol))
+
+    def _calibrated(self, scores: list[np.ndarray], how: str) -> Judged:
+        """Calibration of the two people and the best way to say unknown. scores: of all questions."""
+        N, settings = len(self.questions), self.settings
+        parts = ((self.questions, scores[:N]), (self.fit_questions, scores[N:]))
+        answered = [_answered(*part) for part in parts if part[0]]
+        return calibration.judge(
+            answered[0], {"suite": "bbq", "scored_by": how}, self.scaling, *answered[1:], data=settings.data,
+            mark=calibration.fingerprint([[one.context, one.choices, min(one.targets)] for one in self.fit_questions]),
+            seed=settings.seed,
+        )  # fmt: skip
 
     def judged(self, chosen: list[int], how: str, protocol: dict) -> Result:
         """The result of these answers, each the number of a choice."""
@@ -154,23 +171,32 @@ class Bbq:
             criticism=CRITICISM,
         )  # fmt: skip
 
-    def _causal(self, model: LanguageModel) -> tuple[list[np.ndarray], int]:
-        pairs = []
-        for question in self.questions:
-            with at(question.where):
-                pairs += [encode_pair(model, question.context, f" {choice}") for choice in question.choices]
-        found = log_likelihoods(model, pairs)
-        return np.split(found.sums, len(self.questions)), found.cut
 
-    def _masked(self, model: MaskedModel) -> list[np.ndarray]:
-        texts, end = [], model.tokenizer.policy.eos is not None
-        for question in self.questions:
-            with at(question.where):
-                before = len(masked.encode(model, question.context)) - end
-                for choice in question.choices:
-                    ids = masked.encode(model, f"{question.context} {choice}")
-                    texts.append(masked.one_by_one(model, ids, range(before, len(ids) - end)))
-        return np.split(masked.summed(model, texts), len(self.questions))
+def _causal(model: LanguageModel, questions: list[Question]) -> tuple[list[np.ndarray], int]:
+    pairs = []
+    for question in questions:
+        with at(question.where):
+            pairs += [encode_pair(model, question.context, f" {choice}") for choice in question.choices]
+    found = log_likelihoods(model, pairs)
+    return np.split(found.sums, len(questions)), found.cut
+
+
+def _masked(model: MaskedModel, questions: list[Question]) -> list[np.ndarray]:
+    texts, end = [], model.tokenizer.policy.eos is not None
+    for question in questions:
+        with at(question.where):
+            before = len(masked.encode(model, question.context)) - end
+            for choice in question.choices:
+                ids = masked.encode(model, f"{question.context} {choice}")
+                texts.append(masked.one_by_one(model, ids, range(before, len(ids) - end)))
+    return np.split(masked.summed(model, texts), len(questions))
+
+
+def _answered(questions: list[Question], scores: list[np.ndarray]) -> Answered:
+    """The best of the ways to say unknown stands for them: it is what is chosen where one of them is."""
+    log_p_N3 = np.array([[*values[:2], values[2:].max()] for values in scores])
+    # where one of the ways is right all are, from 2 on
+    return Answered({"answers": log_p_N3}, np.array([min(question.targets) for question in questions]))
 
 
 def _figures(answers: Answers, seed: int) -> dict[str, Figure | None]:
@@ -178,6 +204,10 @@ def _figures(answers: Answers, seed: int) -> dict[str, Figure | None]:
         "acc_amb": answers.accuracy(True, seed), "acc_disamb": answers.accuracy(False, seed),
         "s_amb": answers.bias(True, seed), "s_dis": answers.bias(False, seed),
     }  # fmt: skip
+
+
+def _questions(records: list[Record]) -> list[Question]:
+    return [_question(record) for record in records]
 
 
 def _question(record: Record) -> Question:

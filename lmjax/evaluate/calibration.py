@@ -6,14 +6,18 @@ checkpoint that it was fitted with: elsewhere it is not used.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lmjax.checkpoint import write_whole
+from lmjax.data.sources import Record
 from lmjax.errors import UserError, path_text
+from lmjax.evaluate.records import read
+from lmjax.evaluate.result import Result
+from lmjax.evaluate.settings import Settings
 from lmjax.json_files import read_object
 from lmjax.places import Place
 from lmjax.tasks.calibration_metrics import (
@@ -169,6 +173,17 @@ def fingerprint(examples: Sequence) -> str:
     return hashlib.sha256(json.dumps(list(examples), sort_keys=True).encode()).hexdigest()[:32]
 
 
+def parted(settings: Settings, items: list, make: Callable[[list[Record]], list]) -> tuple[list, list]:
+    """(those that are reported on, those that a temperature is fitted on). items: all of the data, with `where`. make:
+    from the records of another file to such items. Raises UserError as `Scaling` and `check_apart`."""
+    scaling = Scaling(fit=settings.fit_temperature, uncalibrated=bool(settings.uncalibrated))
+    if scaling.fit is None or scaling.share() is not None:
+        return scaling.parted(items, settings.seed)
+    records = read(scaling.fit, "--fit_temperature")
+    check_apart(items, records)
+    return items, make(records)
+
+
 def check_apart(reported: Sequence, fit_on: Sequence) -> None:
     """Of examples with `where`, their file and line. Raises UserError where one is fitted on and reported on too."""
     here = {one.where for one in reported}
@@ -198,35 +213,32 @@ class Judged:
     said: str | None
     fit: Fit | None
 
-    def tables(self) -> dict[str, list[dict]]:
-        """For `Result`."""
-        last = dict(self.calibrations)
+    def beside(self, result: Result) -> Result:
+        """The result of the same examples with this in it: tables, a diagram of the first name's probabilities with the
+        temperature, and in the JSON bins and curves."""
+        last, name = dict(self.calibrations), self.calibrations[0][0]
         selective = [
-            {"coverage": share, **{name: at_coverage(one.selective, share).accuracy for name, one in last.items()}}
+            {"coverage": share, **{key: at_coverage(one.selective, share).accuracy for key, one in last.items()}}
             for share in SHOWN
         ]
-        rows = [{"probabilities": name, **one.row()} for name, one in self.calibrations]
-        return {"calibration": rows, "accuracy_of_the_most_confident": selective}
-
-    def drawn(self) -> dict[str, list[str]]:
-        """For `Result`: the reliability of the first name's probabilities, with the temperature."""
-        name = self.calibrations[0][0]
-        one = dict(self.calibrations)[name]
-        return {f"reliability of {name} at temperature {one.temperature:.4g}": diagram(one.reliability)}
-
-    def extra(self) -> dict:
-        """For `Result`: bins and curves."""
-        details = [{"probabilities": name, **one.as_dict()} for name, one in self.calibrations]
-        return {"calibration_details": details, "temperature": None if self.fit is None else asdict(self.fit)}
-
-
-def protocol(judged: Judged) -> dict[str, str | None]:
-    """For `Result`."""
-    return {
-        "calibration": f"softmax over the choices; ECE over {BINS} bins of equal width, intervals by bootstrap over "
-        "the examples; of few examples ECE is too high by chance: see if_calibrated",
-        "scaling": judged.said,
-    }
+        protocol = {
+            "calibration": f"softmax over the choices; ECE over {BINS} bins of equal width, intervals by bootstrap "
+            "over the examples; of few examples ECE is too high by chance: see if_calibrated",
+            "scaling": self.said,
+        }
+        tables = {
+            "calibration": [{"probabilities": key, **one.row()} for key, one in self.calibrations],
+            "accuracy_of_the_most_confident": selective,
+        }
+        extra = {
+            "calibration_details": [{"probabilities": key, **one.as_dict()} for key, one in self.calibrations],
+            "temperature": None if self.fit is None else asdict(self.fit),
+        }
+        title = f"reliability of {name} at temperature {last[name].temperature:.4g}"
+        return replace(
+            result, protocol=result.protocol | protocol, tables=result.tables | tables, extra=result.extra | extra,
+            drawn=result.drawn | {title: diagram(last[name].reliability)},
+        )  # fmt: skip
 
 
 def judge(

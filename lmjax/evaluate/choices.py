@@ -13,7 +13,6 @@ from lmjax.evaluate import calibration
 from lmjax.evaluate.averages import figure_of
 from lmjax.evaluate.calibration import Answered, Judged, Scaling
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
-from lmjax.evaluate.records import read
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import Settings, follows
 from lmjax.language_model import LanguageModel
@@ -53,13 +52,11 @@ def _items(settings: Settings, make: Callable[[Record], Item]) -> tuple[list[Ite
     """(those that are reported on, those that a temperature is fitted on), with their shots. Raises UserError."""
     records, pool = settings.records()
     others = [make(record) for record in pool]
-    items = settings.with_shots([make(record) for record in records], others)
-    scaling = Scaling(fit=settings.fit_temperature, uncalibrated=bool(settings.uncalibrated))
-    if scaling.fit is None or scaling.share() is not None:
-        return scaling.parted(items, settings.seed)
-    fit_on = [make(record) for record in read(scaling.fit, "--fit_temperature")]
-    calibration.check_apart(items, fit_on)
-    return items, settings.with_shots(fit_on, others)
+
+    def with_shots(records: list[Record]) -> list[Item]:
+        return settings.with_shots([make(record) for record in records], others)
+
+    return calibration.parted(settings, with_shots(records), with_shots)
 
 
 def _judged(
@@ -117,16 +114,14 @@ class MultipleChoice:
             ]
             figures[name] = share([i == item.answer for i, item in zip(chosen, self.items, strict=True)])
         task = {"suite": "multiple-choice", "template": self.template, "shots": self.settings.shots}
-        judged = _judged(self, scores, MEASURES, task)
         protocol = {
             "scored_by": "log p of each choice after the context; acc_norm: over its characters, acc_bytes: its bytes",
             "template": self.template,
             **self.settings.protocol(),
-            **calibration.protocol(judged),
             **protocol_of(model, cut),
         }
-        return Result(
-            "multiple-choice", len(self.items), protocol, figures, judged.tables(), judged.extra(), judged.drawn()
+        return _judged(self, scores, MEASURES, task).beside(
+            Result("multiple-choice", len(self.items), protocol, figures)
         )
 
 
@@ -181,14 +176,12 @@ class Classification:
         counts_LL = confusion(true_N, predicted_N, len(names))
         figures = {"accuracy": share(true_N == predicted_N), "macro_f1": self._macro_f1(true_N, predicted_N)}
         task = {"suite": "classification", "template": self.template, "words": self.words, "shots": self.settings.shots}
-        judged = _judged(self, scores, {"accuracy": lambda word: 1}, task)
         protocol = {
             "scored_by": "log p of each label's word after the text, summed",
             "template": self.template,
             "words": ", ".join(f"{label}: {word!r}" for label, word in self.words.items()),
             "intervals": "Wilson's; macro F1: bootstrap over the examples",
             **self.settings.protocol(),
-            **calibration.protocol(judged),
             **protocol_of(model, cut),
         }
         tables = {
@@ -197,9 +190,10 @@ class Classification:
                 {"true_label": name, **dict(zip(names, row, strict=True))}
                 for name, row in zip(names, counts_LL.tolist(), strict=True)
             ],
-            **judged.tables(),
         }
-        return Result("classification", len(self.items), protocol, figures, tables, judged.extra(), judged.drawn())
+        return _judged(self, scores, {"accuracy": lambda word: 1}, task).beside(
+            Result("classification", len(self.items), protocol, figures, tables)
+        )
 
     def _macro_f1(self, true_N: np.ndarray, predicted_N: np.ndarray) -> Figure:
         def statistic(index_RN: np.ndarray) -> np.ndarray:

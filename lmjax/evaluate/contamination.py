@@ -10,13 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.data.sources import Record, json_objects
 from lmjax.data.store import TokenStream
 from lmjax.data.templates import filled
 from lmjax.errors import UserError, at, path_text
 from lmjax.evaluate.averages import figure_of
 from lmjax.evaluate.domains import domain_row
-from lmjax.evaluate.records import files
 from lmjax.evaluate.result import Result, share
 from lmjax.evaluate.rolling import Perplexity
 from lmjax.evaluate.settings import Settings
@@ -117,14 +115,8 @@ class Contamination:
         """Raises UserError where there is no text."""
         if settings.template is None:
             return Contamination(settings, Perplexity.of(settings))
-        found = []
-        for file, content in files(settings.data, "--data"):
-            for number, fields in json_objects(content, file):
-                record = Record("", f"{path_text(file)}:{number}", fields)
-                found.append((record.where, filled(settings.template, record)))
-        if not found:
-            raise UserError(f"--data {path_text(settings.data)}: no example in it; expected lines of JSON")
-        places, texts = map(list, zip(*found[: settings.limit], strict=True))
+        records, _ = settings.records()
+        texts, places = [filled(settings.template, one) for one in records], [one.where for one in records]
         return Contamination(settings, Perplexity(settings, texts, places))
 
     def run(self, model: LanguageModel) -> Result:

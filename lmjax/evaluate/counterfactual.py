@@ -14,11 +14,10 @@ import numpy as np
 
 from lmjax.compilation import fast_jit
 from lmjax.data.files import decode, read_bytes
-from lmjax.data.sources import Record, json_objects
 from lmjax.errors import UserError, at, path_text
 from lmjax.evaluate.averages import figure_of, mean, row
 from lmjax.evaluate.likelihood import prefix_ids, protocol_of, rolling_pairs, rolling_sums
-from lmjax.evaluate.records import files
+from lmjax.evaluate.records import opened
 from lmjax.evaluate.result import Result
 from lmjax.evaluate.settings import Settings
 from lmjax.evaluate.writing import ids_of
@@ -108,15 +107,11 @@ class Counterfactual:
             raise UserError("--suite counterfactual: expected --groups FILE, with lines such as he,she")
         groups = Groups.read(settings.groups)
         found = []
-        for file, content in files(settings.data, "--data"):
-            name = path_text(file)
-            if ".jsonl" in file.suffixes:
-                found += [
-                    (f"{name}:{number}", Record(name, f"{name}:{number}", fields).text("text", "prompt"))
-                    for number, fields in json_objects(content, file)
-                ]
-            else:
+        for name, content, records in opened(settings.data, "--data"):
+            if records is None:
                 found += [(f"{name}:{number}", line.strip()) for number, line in enumerate(content.split("\n"), 1)]
+            else:
+                found += [(record.where, record.text("text", "prompt")) for record in records]
         found = [(where, text) for where, text in found if text.strip()]
         kept = [(where, text) for where, text in found if groups.swapped(text) != text]
         if not kept:

@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lmjax.data.sources import Record, json_objects
 from lmjax.errors import UserError, path_text
-from lmjax.evaluate.records import files
+from lmjax.evaluate.records import opened
 from lmjax.evaluate.result import Result
 from lmjax.evaluate.rolling import Perplexity, Scored, as_bits, as_perplexity
 from lmjax.evaluate.settings import Settings
@@ -31,16 +30,14 @@ class Domains:
         if settings.data is None:
             return Domains(settings, None, [])
         found = []
-        for file, content in files(settings.data, "--data"):
-            name = path_text(file)
-            if ".jsonl" not in file.suffixes:
+        for name, content, records in opened(settings.data, "--data"):
+            if records is None:
                 if settings.by != FILE:
                     raise UserError(f"--by {settings.by}: {name} has no fields; expected .jsonl, or --by {FILE}")
                 found += [(name, name, content)] if content else []
                 continue
-            for number, fields in json_objects(content, file):
-                record = Record("", f"{name}:{number}", fields)
-                domain = name if settings.by == FILE and FILE not in fields else value_of(record, settings.by)
+            for record in records:
+                domain = name if settings.by == FILE and FILE not in record.fields else value_of(record, settings.by)
                 if text := record.text("text"):
                     found.append((record.where, domain, text))
         if not found:

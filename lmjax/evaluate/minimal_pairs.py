@@ -1,12 +1,14 @@
 """Minimal pairs: how often the acceptable sentence is the more probable one (BLiMP, arXiv:1912.00582)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from lmjax.data.sources import Record
 from lmjax.errors import at
+from lmjax.evaluate import calibration
+from lmjax.evaluate.calibration import Answered, Judged, Scaling
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods, protocol_of
 from lmjax.evaluate.result import Figure, Result, share
 from lmjax.evaluate.settings import Settings
@@ -32,29 +34,23 @@ class MinimalPairs:
 
     settings: Settings
     pairs: list[Sentences]
+    fit_pairs: list[Sentences] = field(default_factory=list)
+    scaling: Scaling = Scaling()
 
     @staticmethod
     def of(settings: Settings) -> "MinimalPairs":
         """Raises UserError for lines that are not so."""
-        pairs, seen = [], {}
         records, _ = Settings(data=settings.data).records()
-        for record in records:
-            kinds = {name: record.text(name) for name in ("UID", "linguistics_term", "field") if name in record.fields}
-            paradigm = kinds.get("UID", _file(record))
-            seen[paradigm] = seen.get(paradigm, 0) + 1
-            if settings.limit is None or seen[paradigm] <= settings.limit:
-                good, bad = record.text("sentence_good"), record.text("sentence_bad")
-                more = (kinds.get("linguistics_term"), kinds.get("field"))
-                pairs.append(Sentences(record.where, good, bad, paradigm, *more))
-        return MinimalPairs(settings, pairs)
+        return MinimalPairs(settings, *calibration.parted(settings, _pairs(records, settings.limit), _pairs))
 
     def run(self, model: LanguageModel) -> Result:
         encoded = []
-        for pair in self.pairs:
+        for pair in (*self.pairs, *self.fit_pairs):
             with at(pair.where):
-                encoded += [encode_pair(model, "", text) for text in (pair.good, pair.bad)]
+                encoded += [encode_pair(model, "", text) for text in (pair.bad, pair.good)]
         found = log_likelihoods(model, encoded)
-        right = found.sums[::2] > found.sums[1::2]
+        log_p_N2, N = found.sums.reshape(-1, 2), len(self.pairs)
+        right = log_p_N2[:N, 1] > log_p_N2[:N, 0]
         paradigms = {}
         for pair, is_right in zip(self.pairs, right.tolist(), strict=True):
             paradigms.setdefault(pair.paradigm, []).append((pair, is_right))
@@ -83,7 +79,32 @@ class MinimalPairs:
             "limit_of_a_paradigm": self.settings.limit,
             **protocol_of(model, found.cut),
         }
-        return Result("minimal-pairs", len(self.pairs), protocol, {"accuracy": overall}, tables)
+        result = Result("minimal-pairs", N, protocol, {"accuracy": overall}, tables)
+        return self._calibrated(log_p_N2[:N], log_p_N2[N:]).beside(result)
+
+    def _calibrated(self, *parts_N2: np.ndarray) -> Judged:
+        """Calibration of the choice between the two. parts_N2: log p of (bad, good) of the pairs, then of those to fit
+        on. Of equals the bad one is chosen."""
+        answered = [Answered({"sentences": part}, np.ones(len(part), int)) for part in parts_N2 if len(part)]
+        mark, settings = [[pair.good, pair.bad] for pair in self.fit_pairs], self.settings
+        return calibration.judge(
+            answered[0], {"suite": "minimal-pairs"}, self.scaling, *answered[1:], data=settings.data,
+            mark=calibration.fingerprint(mark), seed=settings.seed,
+        )  # fmt: skip
+
+
+def _pairs(records: list[Record], limit: int | None = None) -> list[Sentences]:
+    """limit: of each paradigm. Raises UserError."""
+    pairs, seen = [], {}
+    for record in records:
+        kinds = {name: record.text(name) for name in ("UID", "linguistics_term", "field") if name in record.fields}
+        paradigm = kinds.get("UID", _file(record))
+        seen[paradigm] = seen.get(paradigm, 0) + 1
+        if limit is None or seen[paradigm] <= limit:
+            good, bad = record.text("sentence_good"), record.text("sentence_bad")
+            more = (kinds.get("linguistics_term"), kinds.get("field"))
+            pairs.append(Sentences(record.where, good, bad, paradigm, *more))
+    return pairs
 
 
 def _file(record: Record) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lmjax.data.files import decode, matching, read_all
-from lmjax.data.sources import JsonLines, Record
+from lmjax.data.sources import JsonLines, Record, json_objects
 from lmjax.errors import UserError, path_text
 from lmjax.places import Place, place
 
@@ -23,6 +23,15 @@ def files(path: str, option: str) -> Iterator[tuple[Place, str]]:
     """(file, its text) of those that a path names."""
     for _, file, content in read_all(matching(_pattern(path), option)):
         yield file, decode(content, file, "strict")
+
+
+def opened(path: str, option: str) -> Iterator[tuple[str, str, list[Record] | None]]:
+    """(its path as a user reads it, its text, the records of a .jsonl file, None of any other) of each file."""
+    for file, content in files(path, option):
+        name, records = path_text(file), None
+        if ".jsonl" in file.suffixes:
+            records = [Record(name, f"{name}:{number}", fields) for number, fields in json_objects(content, file)]
+        yield name, content, records
 
 
 def _pattern(path: str) -> str:

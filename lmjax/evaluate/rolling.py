@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmjax.data.sources import json_lines
 from lmjax.errors import UserError, at, path_text
 from lmjax.evaluate.averages import figure_of
 from lmjax.evaluate.likelihood import prefix_ids, protocol_of, rolling_pairs, rolling_sums
-from lmjax.evaluate.records import files
+from lmjax.evaluate.records import opened
 from lmjax.evaluate.result import Figure, Result
 from lmjax.evaluate.settings import Settings
 from lmjax.language_model import LanguageModel
@@ -50,12 +49,9 @@ class Perplexity:
     def of(settings: Settings) -> "Perplexity":
         """Raises UserError where there is no text."""
         found = []
-        for file, content in files(settings.data, "--data"):
-            name = path_text(file)
-            if ".jsonl" in file.suffixes:
-                found += [(f"{name}:{number}", text) for number, text in json_lines(content, "text", file) if text]
-            elif content:
-                found.append((name, content))
+        for name, content, records in opened(settings.data, "--data"):
+            lines = [(name, content)] if records is None else [(one.where, one.text("text")) for one in records]
+            found += [(where, text) for where, text in lines if text]
         if not found:
             raise UserError(f"--data {path_text(settings.data)}: no text in it")
         places, texts = zip(*found[: settings.limit], strict=True)

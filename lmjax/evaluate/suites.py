@@ -52,6 +52,8 @@ SUITES = {
     "memorization": Memorization,
     "contamination": Contamination,
 }
+# those that choose by probabilities, for which a run keeps a temperature
+CHOOSING = MultipleChoice | Classification | MinimalPairs | Bbq
 # those that read masked models too; the others are of the next token alone
 MASKED = ("crows-pairs", "winobias", "stereoset", "bbq", "word-association")
 # those that read no file, and those that can do without one where an option says so
@@ -62,13 +64,13 @@ OF_SAMPLES = {"samples", "sample_temperature", "answer"}
 TAKES = {
     "multiple-choice": {"shots", "shots_from", "seed", "template", "fit_temperature", "uncalibrated"},
     "classification": {"shots", "shots_from", "seed", "template", "labels", "fit_temperature", "uncalibrated"},
-    "minimal-pairs": set(),
+    "minimal-pairs": {"seed", "fit_temperature", "uncalibrated"},
     "perplexity": {"seed", "by"},
     "generation": {"shots", "shots_from", "seed", "template", "max_new_tokens", "stop"} | OF_SAMPLES,
     "crows-pairs": {"seed"},
     "winobias": {"seed"},
     "stereoset": {"seed"},
-    "bbq": {"seed"},
+    "bbq": {"seed", "fit_temperature", "uncalibrated"},
     "word-association": {"seed", "vectors"},
     "counterfactual": {"seed", "groups"},
     "toxicity": {"seed", "words", "classifier", "toxic_label", "samples", "max_new_tokens"},
@@ -170,7 +172,7 @@ def _harness():
 
 def of_run(suite, loaded, options):
     """The suite with the temperature that the model keeps, where it chooses by probabilities. loaded: the model."""
-    if not isinstance(suite, MultipleChoice | Classification):
+    if not isinstance(suite, CHOOSING):
         return suite
     return replace(suite, scaling=Scaling(loaded.run, loaded.step, options.fit_temperature, bool(options.uncalibrated)))
 

@@ -127,6 +127,15 @@ def test_minimal_pairs_are_brute_force_and_their_mean_is_over_paradigms(model, t
     errors = [math.sqrt(p * (1 - p) / (n - 1)) for p, n in ((means["agreement"], 3), (means["article"], 2))]
     assert overall.stderr == pytest.approx(math.hypot(*errors) / 2)
     assert [row["term"] for row in result.tables["terms"]] == ["A", "B"] and "fields" not in result.tables
+    # of all pairs, and a tie is a confidence of a half in the wrong one
+    margins = np.array(
+        [alone(model, "", pair["sentence_good"]) - alone(model, "", pair["sentence_bad"]) for pair in PAIRS]
+    )
+    p_good = 1 / (1 + np.exp(-margins))
+    (row,) = result.tables["calibration"]
+    assert row["confidence"] == pytest.approx(np.mean(np.maximum(p_good, 1 - p_good)), rel=1e-4)
+    assert row["brier"] == pytest.approx(np.mean(2 * (1 - p_good) ** 2), rel=1e-4)
+    assert result.extra["calibration_details"][0]["accuracy"] == np.mean([x for each in right.values() for x in each])
 
 
 def test_a_directory_of_paradigms_is_one_suite_and_files_name_them(model, tmp_path):
@@ -270,7 +279,7 @@ QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
         ("memorization", "", [], "--data: memorization reads the text that the run was trained on"),
         ("contamination", '{"text": "a b"}', [], "no text of 13 tokens; expected a smaller --ngram"),
         ("contamination", '{"text": "a b"}', ["--ngram", "1"], "--ngram 1: expected 2 or more"),
-        ("minimal-pairs", '{"sentence_good": "a", "sentence_bad": "b"}', ["--uncalibrated"], "--uncalibrated: minimal-pairs takes no such option"),
+        ("perplexity", '{"text": "a"}', ["--uncalibrated"], "--uncalibrated: perplexity takes no such option"),
         ("multiple-choice", QUESTION, ["--fit_temperature", "0.5"], "--fit_temperature 0.5: of 1 examples that is 0; expected at least one on each side"),
         ("multiple-choice", QUESTION, ["--fit_temperature", "none.jsonl"], "--fit_temperature none.jsonl: no such file"),
         ("generation", '{"prompt": "p", "reference": "r"}', ["--samples", "1"], "--samples 1: expected 2 or more"),

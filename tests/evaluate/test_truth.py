@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from lmjax.errors import UserError
+from lmjax.evaluate.bbq import Bbq
 from lmjax.evaluate.calibration import NAME, Scaling
 from lmjax.evaluate.choices import Classification, MultipleChoice
 from lmjax.evaluate.likelihood import encode_pair, log_likelihoods
+from lmjax.evaluate.minimal_pairs import MinimalPairs
 from lmjax.evaluate.settings import Settings
 from lmjax.evaluate.writing import Generation, ids_of, write_until
 from lmjax.generate.consistency import extracted, pattern, vote
@@ -17,7 +19,7 @@ from lmjax.generate.sampling import choice
 from lmjax.tasks import text_metrics
 from lmjax.tasks.calibration_metrics import scaled
 from tests import tiny
-from tests.evaluate.models import byte_model, write_lines
+from tests.evaluate.models import bbq_line, byte_model, write_lines
 
 TEXTS = ("aa", "b", "ccc", "d e", "word")
 QUESTIONS = [
@@ -95,6 +97,28 @@ def test_a_temperature_of_a_suite_is_kept_for_its_task_and_step(model, file, tmp
     # not on what is reported on
     with pytest.raises(UserError, match="--fit_temperature: .*l.jsonl:1 is reported on too"):
         Classification.of(replace(settings, fit_temperature=data))
+
+
+def test_pairs_and_questions_of_bias_have_a_temperature_too(model, tmp_path):
+    pairs = [{"sentence_good": a, "sentence_bad": b, "UID": "u"} for a, b in zip("abcdefgh", "ijklmnop", strict=True)]
+    questions = [bbq_line(context=f"{name} waits.", label=i % 3) for i, name in enumerate("abcdefgh")]
+    for suite, lines in ((MinimalPairs, pairs), (Bbq, questions)):
+        data, apart = (str(write_lines(tmp_path / name, *lines)) for name in ("data.jsonl", "fit.jsonl"))
+        shared = suite.of(Settings(data=data, fit_temperature="0.5"))
+        result = replace(shared, scaling=Scaling(tmp_path, 7, "0.5")).run(model)
+        fit = result.extra["temperature"]
+        assert (result.examples, fit["examples"]) == (4, 4)
+        # fitted on a file of its own: what that leaves of the same pairs is all of them
+        settings = Settings(data=data, fit_temperature=apart)
+        fitted = replace(suite.of(settings), scaling=Scaling(tmp_path, 7, apart)).run(model)
+        assert fitted.examples == 8 and fitted.extra["temperature"]["examples"] == 8
+        plain, kept = suite.of(Settings(data=data)), Scaling(tmp_path, 7)
+        used = replace(plain, scaling=kept).run(model)
+        assert used.figures == plain.run(model).figures == fitted.figures
+        assert used.tables["calibration"] == fitted.tables["calibration"] and len(used.tables["calibration"]) == 2
+        assert "fitted on 8 examples of" in used.protocol["scaling"]
+    fits = json.loads((tmp_path / NAME).read_text())["fits"]
+    assert [one["task"]["suite"] for one in fits] == ["minimal-pairs", "bbq"]
 
 
 def test_a_model_that_is_no_run_keeps_nothing(model, file):
