@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeParamShapeError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lmjax.errors import UserError
@@ -134,9 +135,16 @@ class Named(nn.Partitioned):
         return self.value
 
 
-def named(init, names: tuple[str, ...]):
-    """An initialiser of a float32 weight whose axes have these logical names."""
-    return lambda key, shape: Named(init(key, shape, jnp.float32), names)
+def weight(module: nn.Module, name: str, init, names: tuple[str | None, ...], shape: tuple[int, ...]) -> jax.Array:
+    """A float32 weight of the module whose axes have these logical names; `init` makes it where it is not there yet.
+    Raises flax.errors.ScopeParamShapeError where it is there in another shape."""
+    if not module.has_variable("params", name):
+        return module.param(name, lambda key: Named(init(key, shape, jnp.float32), names))
+    # flax's own way to look at the shape is to trace the initialiser, of every weight each time a model is traced
+    value = nn.meta.unbox(module.get_variable("params", name))
+    if value.shape != shape:
+        raise ScopeParamShapeError(name, module.scope.path_text, value.shape, shape)
+    return value
 
 
 def sizes_in_use() -> dict[str, int]:

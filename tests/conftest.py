@@ -18,6 +18,7 @@ import pytest
 from lmjax.compilation import room_for_simulated_devices
 from lmjax.experiment import Experiment
 from lmjax.plan import planning
+from lmjax.train import state as train_state
 from tests import tiny
 from tests.one_device import on_one_device
 
@@ -25,12 +26,13 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {tiny.QUICK
 room_for_simulated_devices()
 jax.config.update("jax_compilation_cache_dir", os.environ["LMJAX_CACHE"] + "/programs")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_traceback_in_locations_limit", 0)
 # tracing makes millions of objects that live: looking through them after every 700 took a seventh of the time
 gc.freeze()
 gc.set_threshold(100_000)
 
 
-def once_a_process(compile_train_step):
+def once_a_process(compile_for):
     """What is compiled for an experiment serves another whose step is the same: runs are begun, stopped and gone on
     with many times here, and in a process of its own each would find its program in the cache."""
     unseen = {
@@ -48,18 +50,19 @@ def once_a_process(compile_train_step):
     seen = [field.name for field in fields(Experiment) if field.name not in unseen]
     held = {}
 
-    @functools.wraps(compile_train_step)
+    @functools.wraps(compile_for)
     def compiled(experiment, mesh):
         data = experiment.segmented, experiment.length, experiment.source_length
         key = mesh, *data, *(getattr(experiment, name) for name in seen)
         if key not in held:
-            held[key] = compile_train_step(experiment, mesh)
+            held[key] = compile_for(experiment, mesh)
         return held[key]
 
     return compiled
 
 
 planning.compile_train_step = once_a_process(planning.compile_train_step)
+train_state.compile_fresh = once_a_process(train_state.compile_fresh)
 
 
 def pytest_sessionfinish():

@@ -16,6 +16,8 @@ import run as command_line
 from lmjax.data.sources import PythonLibrary
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -65,7 +67,7 @@ def fails(words, capsys, folder=None):
         (["--model.heads=3"], "width 16 is not a multiple of heads 3"),
         (["--microbatches=3"], "batch_size 16 is not a multiple of microbatches 3"),
         (["--task.loss_chunk=7"], "rows of 16 tokens are not a multiple of task.loss_chunk 7"),
-        (["--batch_size=6", "--microbatches=1"], "6 rows cannot be shared by 8 devices (mesh.data 8)"),
+        (["--mesh.data=8", "--batch_size=6", "--microbatches=1"], "6 rows cannot be shared by 8 devices (mesh.data 8)"),
         (["--mesh.fsdp=3"], "mesh: data rest x fsdp 3 does not fit 8 device(s)"),
         (["--mesh.tensor=4", "--mesh.data=2"], "heads of size 2 cannot be split 4 ways"),
         (["--model.kernel=Splash"], "model.kernel=Splash cannot run here: it needs a TPU, this is cpu"),

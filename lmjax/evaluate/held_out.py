@@ -6,6 +6,7 @@ scored, unless the tokenizer's policy puts BOS there. Of a task that hides token
 these are the window's number decides: the same ones at every evaluation, of every run.
 """
 
+import functools
 import math
 from dataclasses import asdict, dataclass
 
@@ -16,6 +17,7 @@ from lmjax.compilation import fast_jit
 from lmjax.data.batches import Rows
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
+from lmjax.models.config import ModelConfig
 from lmjax.sharding import local_rows, place_batch
 from lmjax.tasks.sparse_autoencoder import SparseAutoencoder
 from lmjax.tokenizers import Tokenizer
@@ -75,8 +77,13 @@ class HeldOut:
 
 
 def compile_loss(experiment: Experiment):
-    """(params, batch) -> Loss, jitted: the plain negative log-likelihood."""
-    return fast_jit(lambda params, batch: experiment.task.held_out_loss(experiment.model, params, batch))
+    """(params, batch) -> Loss, jitted, once for a task and a model: the plain negative log-likelihood."""
+    return _program(experiment.task, experiment.model)
+
+
+@functools.cache
+def _program(task, cfg: ModelConfig):
+    return fast_jit(lambda params, batch: task.held_out_loss(cfg, params, batch))
 
 
 def held_out(

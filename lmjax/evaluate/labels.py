@@ -1,5 +1,6 @@
 """The labels that a trained model gives to records."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -10,7 +11,9 @@ from lmjax.data.sources import Record
 from lmjax.evaluate.calibration import Scaling, fingerprint, judge, of_predictions, task_of_labels
 from lmjax.evaluate.outputs import CHARACTERS, of_examples, unscored
 from lmjax.experiment import Experiment
+from lmjax.models.config import ModelConfig
 from lmjax.tasks.calibration_metrics import calibration
+from lmjax.tasks.classification import Classification
 from lmjax.tasks.label_metrics import LabelFigures, label_figures
 from lmjax.tokenizers import Tokenizer
 
@@ -20,8 +23,7 @@ class Labeller:
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
         self.experiment, self.tokenizer = experiment, tokenizer
-        task, cfg = experiment.task, experiment.model
-        self._run = fast_jit(lambda params, batch: jax.nn.log_softmax(task.logits(cfg, params, batch)))
+        self._run = _program(experiment.task, experiment.model)
 
     def __call__(self, params, records: list[Record]) -> list[dict]:
         """The most probable label, and the probabilities of all."""
@@ -75,3 +77,8 @@ class Labeller:
         text = " | ".join(task.texts(record))[:CHARACTERS]
         true = task.labels[task.number(record)]
         return f"{text!r} is {true}; predicted {label} ({prediction['probabilities'][label]:.2f})"
+
+
+@functools.cache
+def _program(task: Classification, cfg: ModelConfig):
+    return fast_jit(lambda params, batch: jax.nn.log_softmax(task.logits(cfg, params, batch)))

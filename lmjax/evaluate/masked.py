@@ -1,11 +1,15 @@
 """What a model puts for the hidden tokens of a text."""
 
+import functools
+
 import numpy as np
 
 from lmjax.compilation import fast_jit
 from lmjax.data.batches import Rows
 from lmjax.evaluate.held_out import SEED
 from lmjax.experiment import Experiment
+from lmjax.models.config import ModelConfig
+from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tokenizers import Tokenizer
 from lmjax.tokenizers.pieces import filled
 
@@ -18,9 +22,9 @@ class Filler:
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, read: Rows):
         self.tokenizer = tokenizer
-        task, cfg = experiment.task, experiment.model
+        task = experiment.task
         self.batch = task.change(tokenizer, SEED)(next(iter(read.in_order(1))), np.arange(1))
-        self._run = fast_jit(lambda params, batch: task.guesses(cfg, params, batch, tokenizer.vocab_size))
+        self._run = _program(task, experiment.model, tokenizer.vocab_size)
 
     def __call__(self, params) -> str:
         """The text with every hidden token in brackets; where the most probable one is another, as [other, not own]."""
@@ -28,3 +32,8 @@ class Filler:
         places = np.flatnonzero(self.batch.weights_BT[0, :SHOWN])
         own_T = self.batch.targets_BT[0, :SHOWN][self.batch.segments_BT[0, :SHOWN] > 0]
         return filled(self.tokenizer, own_T, places, guesses_T[places], ", not ")
+
+
+@functools.cache
+def _program(task: MaskedLM, cfg: ModelConfig, known: int):
+    return fast_jit(lambda params, batch: task.guesses(cfg, params, batch, known))

@@ -1,5 +1,6 @@
 """What a model thinks of two answers, and what the model thinks that training began with."""
 
+import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -11,9 +12,10 @@ from lmjax.data.sources import Record
 from lmjax.evaluate.outputs import CHARACTERS
 from lmjax.experiment import Experiment
 from lmjax.loaded import Loaded, base_params
+from lmjax.models.config import ModelConfig
 from lmjax.run_directory import RunDirectory
 from lmjax.sharding import constrain, local_rows, place_batch
-from lmjax.tasks.preferences import apart, with_reference
+from lmjax.tasks.preferences import Preferences, apart, with_reference
 from lmjax.tasks.text_metrics import wilson, within
 from lmjax.tokenizers import Tokenizer
 
@@ -26,9 +28,7 @@ class Judge:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        task, cfg = experiment.task, experiment.model
-        # whole on every device, so that each process has all of it
-        self._run = fast_jit(lambda params, batch: constrain(task.log_p(cfg, params, batch), None, None, None))
+        self._run = _program(experiment.task, experiment.model)
 
     def __call__(self, params, rows: PackedRows) -> np.ndarray:
         """(E, 2) in float32: of each example log p of the chosen and of the rejected answer, on the mesh in use."""
@@ -115,3 +115,9 @@ class Chooser:
         chosen = record.field(task.chosen)
         text = chosen if isinstance(chosen, str) else chosen[-1]["content"]
         return f"{text[-CHARACTERS:]!r}: log p {found[task.chosen]:.2f}, of the rejected {found[task.rejected]:.2f}"
+
+
+@functools.cache
+def _program(task: Preferences, cfg: ModelConfig):
+    # whole on every device, so that each process has all of it
+    return fast_jit(lambda params, batch: constrain(task.log_p(cfg, params, batch), None, None, None))

@@ -1,11 +1,14 @@
 """The answers that a trained model finds in the contexts of questions."""
 
+import functools
+
 import numpy as np
 
 from lmjax.compilation import fast_jit
 from lmjax.data.sources import Record
 from lmjax.evaluate.outputs import CHARACTERS, of_examples, unscored
 from lmjax.experiment import Experiment
+from lmjax.models.config import ModelConfig
 from lmjax.tasks.answer_metrics import AnswerFigures, answer_figures
 from lmjax.tasks.span_qa import Asked, SpanQA
 from lmjax.tokenizers import Tokenizer
@@ -16,8 +19,7 @@ class SpanFinder:
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
         self.experiment, self.tokenizer = experiment, tokenizer
-        task, cfg = experiment.task, experiment.model
-        self._run = fast_jit(lambda params, batch: task.logits(cfg, params, batch))
+        self._run = _program(experiment.task, experiment.model)
 
     def __call__(self, params, records: list[Record]) -> list[dict]:
         """As `best_answer`, with the record's `id` where it has one."""
@@ -86,3 +88,8 @@ def _homes(asked: Asked) -> np.ndarray:
         seen_S = np.minimum(before_S, after_S) + 0.01 * (here.stop - here.start)
         scores_WS.append(np.where((before_S >= 0) & (after_S >= 0), seen_S, -np.inf))
     return np.argmax(scores_WS, axis=0)
+
+
+@functools.cache
+def _program(task: SpanQA, cfg: ModelConfig):
+    return fast_jit(lambda params, batch: task.logits(cfg, params, batch))

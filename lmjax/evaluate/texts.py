@@ -1,5 +1,6 @@
 """The texts that a trained model writes for records."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,9 @@ from lmjax.generate.beam import way
 from lmjax.generate.decode import padded_length
 from lmjax.generate.many import write_all
 from lmjax.models import transformer
+from lmjax.models.config import ModelConfig
 from lmjax.tasks.answer_metrics import AnswerFigures, answer_figures
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.tasks.translation_metrics import TranslationFigures, translation_figures
 from lmjax.tokenizers import Tokenizer
 
@@ -27,8 +30,7 @@ class Writer:
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
         self.experiment, self.tokenizer = experiment, tokenizer
         # a longer text's row need not be a multiple of the chunk that the task names
-        task, cfg = replace(experiment.task, loss_chunk="auto"), experiment.model
-        self._score = fast_jit(lambda params, batch: task.log_probabilities(cfg, params, batch))
+        self._score = _program(replace(experiment.task, loss_chunk="auto"), experiment.model)
 
     def __call__(self, params, records: list[Record]) -> list[dict]:
         """The text, up to the length of a row or as far as the model's context goes, and the sum of its tokens'
@@ -96,3 +98,8 @@ class Writer:
         task = self.experiment.task
         source, right = (text[:CHARACTERS] for text in task.texts(record))
         return f"{source!r}: {prediction['text']!r}; right is {right!r}"
+
+
+@functools.cache
+def _program(task: Seq2Seq, cfg: ModelConfig):
+    return fast_jit(lambda params, batch: task.log_probabilities(cfg, params, batch))

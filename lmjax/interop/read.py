@@ -5,6 +5,7 @@ written into its place of one array that is given on from write to write. So lit
 parameters.
 """
 
+import functools
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -195,7 +196,7 @@ def _pieces(checkpoint: Checkpoint, by_path: dict, path: str) -> list[tuple[tupl
 def _array(shape: tuple[int, ...], dtype, where: jax.sharding.Sharding, pieces) -> jax.Array:
     if len(pieces) == 1 and not pieces[0][0] and pieces[0][1].shape == shape:
         return _placed(pieces[0][1], dtype, where)
-    whole = jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=where)()
+    whole = _zeros(shape, dtype, where)()
     for place, view in pieces:
         begin = (*place, *(0 for _ in view.shape))
         part = view.reshape((1,) * len(place) + view.shape)
@@ -203,6 +204,12 @@ def _array(shape: tuple[int, ...], dtype, where: jax.sharding.Sharding, pieces) 
         # the copy on its way is let go before the next one is made
         jax.block_until_ready(whole)
     return whole
+
+
+@functools.cache
+def _zeros(shape: tuple[int, ...], dtype, where: jax.sharding.Sharding):
+    """A program, compiled once: () -> zeros that lie there."""
+    return jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=where)
 
 
 @partial(jax.jit, donate_argnums=0)

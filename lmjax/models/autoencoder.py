@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmjax.sharding import named
+from lmjax.sharding import weight
 
 if TYPE_CHECKING:
     from lmjax.models.config import ModelConfig
@@ -60,8 +60,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        kernel = self.param("kernel", named(self.start, self.axes), shape)
-        return x @ kernel + self.param("bias", named(nn.initializers.zeros, self.axes[1:]), shape[1:])
+        kernel = weight(self, "kernel", self.start, self.axes, shape)
+        return x @ kernel + weight(self, "bias", nn.initializers.zeros, self.axes[1:], shape[1:])
 
 
 class AutoencoderLayer(nn.Module):

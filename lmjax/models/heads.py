@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lmjax.models.feedforward import activate
 from lmjax.models.norms import Normalise
 from lmjax.models.projection import Projection
-from lmjax.sharding import named
+from lmjax.sharding import weight
 
 if TYPE_CHECKING:
     from lmjax.models.config import ModelConfig
@@ -25,7 +25,7 @@ class MaskedHead(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(..., D) to (..., D) and the bias (V,) in float32."""
         cfg = self.cfg
-        bias_V = self.param("bias", named(nn.initializers.zeros, ("vocab",)), (cfg.vocab,))
+        bias_V = weight(self, "bias", nn.initializers.zeros, ("vocab",), (cfg.vocab,))
         dense = Projection((cfg.width,), ("embed",), (None,), cfg.init_std, True, name="dense")
         x = activate(dense(x), cfg.masked_head)
         return Normalise(cfg.norm, name="norm")(x), bias_V

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lmjax.models.feedforward import Experts, activate
 from lmjax.models.tap import tap
-from lmjax.sharding import constrain, named, partition, ways
+from lmjax.sharding import constrain, partition, ways, weight
 
 if TYPE_CHECKING:
     from lmjax.models.config import ModelConfig
@@ -78,13 +78,13 @@ class ExpertsLayer(nn.Module):
         cfg, ff = self.cfg, self.cfg.feedforward
         D, E, F = cfg.width, ff.count, cfg.hidden
 
-        def weight(name, shape, axes, std=cfg.init_std):
-            return self.param(name, named(nn.initializers.normal(std), axes), shape).astype(x_BTD.dtype)
+        def matrix(name, shape, axes, std=cfg.init_std):
+            return weight(self, name, nn.initializers.normal(std), axes, shape).astype(x_BTD.dtype)
 
-        logits_BTE = tap(self, "hook_router", x_BTD @ weight("router", (D, E), ("embed", None)))
+        logits_BTE = tap(self, "hook_router", x_BTD @ matrix("router", (D, E), ("embed", None)))
         probability_BTE, weights_BTC, experts_BTC = route(logits_BTE, ff.chosen)
-        matrices = [weight(name, (E, D, F), ("experts", "embed", "mlp")) for name in ("gate", "up")]
-        matrices.append(weight("down", (E, F, D), ("experts", "mlp", "embed"), cfg.residual_std))
+        matrices = [matrix(name, (E, D, F), ("experts", "embed", "mlp")) for name in ("gate", "up")]
+        matrices.append(matrix("down", (E, F, D), ("experts", "mlp", "embed"), cfg.residual_std))
         dropped = jnp.zeros(())
         if counted_BT is None or ff.capacity is None:
             y_BTD = dropless(ff, x_BTD, weights_BTC, experts_BTC, matrices)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.models.tap import tap
-from lmjax.sharding import named
+from lmjax.sharding import weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,10 @@ class Normalise(nn.Module):
         width = (x.shape[-1],)
         offset = isinstance(self.norm, RMSNorm) and self.norm.offset
         start = nn.initializers.zeros if offset else nn.initializers.ones
-        scale = self.param("scale", named(start, (self.axis,)), width)
+        scale = weight(self, "scale", start, (self.axis,), width)
         bias = None
         if isinstance(self.norm, LayerNorm) and self.norm.bias:
-            bias = self.param("bias", named(nn.initializers.zeros, (self.axis,)), width)
+            bias = weight(self, "bias", nn.initializers.zeros, (self.axis,), width)
         function = partial(normalised, self.norm)
         if x.dtype != jnp.float32:
             # the backward pass makes the float32 copies of x again: kept, they would be four times its memory

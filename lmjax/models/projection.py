@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lmjax.models import quantised
 from lmjax.models.packed import product
-from lmjax.sharding import named, platform
+from lmjax.sharding import platform, weight
 
 
 def contract(x: jax.Array, y: jax.Array, x_axes, y_axes) -> jax.Array:
@@ -79,12 +79,9 @@ class Projection(nn.Module):
     @nn.compact
     def weights(self, inner: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
         """The kernel (*inner, *out) and the bias (*out), or None."""
-        kernel = named(nn.initializers.normal(self.std), self.in_axes + self.out_axes)
-        bias = named(nn.initializers.zeros, self.out_axes)
-        return (
-            self.param("kernel", kernel, inner + self.out),
-            self.param("bias", bias, self.out) if self.bias else None,
-        )
+        start, axes = nn.initializers.normal(self.std), self.in_axes + self.out_axes
+        kernel = weight(self, "kernel", start, axes, inner + self.out)
+        return kernel, weight(self, "bias", nn.initializers.zeros, self.out_axes, self.out) if self.bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         cut = x.ndim - len(self.in_axes)

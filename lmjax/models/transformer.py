@@ -22,7 +22,7 @@ from lmjax.models.norms import Normalise
 from lmjax.models.packed import Packed, product
 from lmjax.models.projection import contract
 from lmjax.models.tap import PATCHES, PATTERNS, TAPS, Patch, by_site, nested, of_layers, stacked, tap
-from lmjax.sharding import Named, constrain, named
+from lmjax.sharding import Named, constrain, weight
 
 
 class Transformer(nn.Module):
@@ -39,15 +39,15 @@ class Transformer(nn.Module):
     def setup(self):
         cfg = self.cfg
         init = nn.initializers.normal(cfg.init_std)
-        self.embedding = self.param("embedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
+        self.embedding = weight(self, "embedding", init, ("vocab", "embed"), (cfg.vocab, cfg.width))
         if isinstance(cfg.positions, pos.Learned):
             shape = (cfg.context + cfg.positions.offset, cfg.width)
-            self.position_table = self.param("positions", named(init, ("positions", "embed")), shape)
+            self.position_table = weight(self, "positions", init, ("positions", "embed"), shape)
         if isinstance(cfg.positions, pos.Relative):
             shape = (cfg.positions.buckets, cfg.heads)
-            self.relative_table = self.param("relative", named(init, (None, "heads")), shape)
+            self.relative_table = weight(self, "relative", init, (None, "heads"), shape)
         if cfg.token_types:
-            self.type_table = self.param("token_types", named(init, (None, "embed")), (cfg.token_types, cfg.width))
+            self.type_table = weight(self, "token_types", init, (None, "embed"), (cfg.token_types, cfg.width))
         if cfg.embedding_norm:
             self.embedding_norm = Normalise(cfg.norm)
         given = jax.tree.leaves(self.variables.get("params", {}).get("blocks", {}), is_leaf=is_adapted)
@@ -64,7 +64,7 @@ class Transformer(nn.Module):
             self.autoencoder = AutoencoderLayer(cfg)
         self.dropout = nn.Dropout(cfg.dropout, deterministic=not self.training)
         if not cfg.tied and not self.has_variable("params", "packed_unembedding"):
-            self.unembedding = self.param("unembedding", named(init, ("vocab", "embed")), (cfg.vocab, cfg.width))
+            self.unembedding = weight(self, "unembedding", init, ("vocab", "embed"), (cfg.vocab, cfg.width))
 
     def __call__(
         self, tokens_BT, positions_BT, segments_BT=None, types_BT=None, source: Source | None = None,

@@ -184,9 +184,9 @@ def resume(
 def first_state(experiment: Experiment, run: RunDirectory, optimizer, mesh, *, begun: bool) -> tuple[TrainState, dict]:
     """The state before the first step, and what is frozen: new, or of the model that init_from names. begun: whether
     the run has checkpoints, so that an adapter's base must be the one it began with."""
-    where = train_state.shardings(experiment, optimizer, mesh)
     if experiment.init_from is None:
-        return jax.jit(partial(train_state.fresh, experiment, optimizer), out_shardings=where)()
+        return train_state.compile_fresh(experiment, mesh)()
+    where = train_state.shardings(experiment, optimizer, mesh)
     of_model = train_state.param_shardings(experiment.model, mesh)
     params = params_of(experiment, run, mesh, of_model, begun=begun)
     return jax.jit(partial(train_state.begun, experiment, optimizer), out_shardings=where, donate_argnums=0)(params)

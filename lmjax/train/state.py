@@ -1,13 +1,14 @@
 """All that training changes, and beside it what it does not."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lmjax import sharding, trained
+from lmjax import optim, sharding, trained
 from lmjax.models.config import ModelConfig
 from lmjax.models.transformer import abstract_params, init_params, param_names
 from lmjax.trees import map_named, named_leaves
@@ -32,6 +33,12 @@ class TrainState:
 def fresh(experiment, optimizer: optax.GradientTransformation) -> tuple[TrainState, dict]:
     """The state before the first step and the frozen parameters, a pure function of its arguments."""
     return begun(experiment, optimizer, init_params(experiment.model, jax.random.key(experiment.seed)))
+
+
+def compile_fresh(experiment, mesh: jax.sharding.Mesh):
+    """() -> `fresh`, jitted, every array in its place on the mesh."""
+    optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
+    return jax.jit(partial(fresh, experiment, optimizer), out_shardings=shardings(experiment, optimizer, mesh))
 
 
 def begun(experiment, optimizer: optax.GradientTransformation, params: dict) -> tuple[TrainState, dict]:

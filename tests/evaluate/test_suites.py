@@ -23,6 +23,8 @@ from tests.evaluate.models import byte_model, write_lines
 from tests.test_command_line import fails
 from tests.test_command_line import trained as trained
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CHOICES = [
     {"question": "ab?", "choices": ["zz", "aaa", "ü é"], "answer": 2},
     {"question": "what", "choices": ["yes", "no"], "answer": "no"},

@@ -7,6 +7,8 @@ import pytest
 from lmjax.train import loop
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def test_a_run_predicts_and_then_measures(text_file, tmp_path, capsys):
     loop.train(tiny.experiment(text_file, steps=4), tmp_path / "run")
