@@ -356,7 +356,9 @@ def capped(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+@partial(jax.jit, static_argnames="cfg")
 def _init(cfg: ModelConfig, key):
+    """Fresh parameters, each with its axes' names. Jitted: parameters, shapes and names have one trace in common."""
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     params = Transformer(cfg).init(key, tokens_BT, tokens_BT, method="whole")["params"]
     if cfg.equal_keys:
@@ -368,20 +370,23 @@ def _init(cfg: ModelConfig, key):
     return params | {"encoder": {name: part for name, part in encoder.items() if name != "embedding"}}
 
 
-@partial(jax.jit, static_argnames="cfg")
 def init_params(cfg: ModelConfig, key):
     """Fresh float32 parameters, a tree of plain arrays."""
     return nn.unbox(_init(cfg, key))
 
 
+def _abstract(cfg: ModelConfig):
+    return jax.eval_shape(partial(_init, cfg), jax.eval_shape(lambda: jax.random.key(0)))
+
+
 @functools.cache
 def abstract_params(cfg: ModelConfig):
     """The shapes of the parameters, without computing anything."""
-    return jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+    return nn.unbox(_abstract(cfg))
 
 
 @functools.cache
 def param_names(cfg: ModelConfig):
     """For every parameter, the tuple of its axes' logical names."""
-    boxed = jax.eval_shape(lambda: _init(cfg, jax.random.key(0)))
+    boxed = _abstract(cfg)
     return jax.tree.map(lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, Named))

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +13,8 @@ from lmjax.interpret.ablation import ablate
 from lmjax.interpret.capture import LOGITS, Read
 from lmjax.language_model import LanguageModel
 from tests import tiny
-from tests.interpret.test_capture import ids, model_of
+from tests.interpret.small import model_of
+from tests.interpret.test_capture import ids
 
 CFG = tiny.gpt2()
 TEXT, OVER = ids(CFG, 2, 12, seed=1), ids(CFG, 3, 12, seed=2)
@@ -29,7 +31,7 @@ def test_heads_that_give_zero_are_a_slice_of_the_output_weights_that_is_zero(mod
     blocks = list(model.params["blocks"])
     blocks[1] = jax.tree.map(lambda x: x, blocks[1])
     kernel_NHD = blocks[1]["attention"]["out"]["kernel"]
-    blocks[1]["attention"]["out"]["kernel"] = kernel_NHD.at[np.array([0, 2])].set(0.0)
+    blocks[1]["attention"]["out"]["kernel"] = jnp.asarray(kernel_NHD).at[np.array([0, 2])].set(0.0)
     without = SimpleNamespace(**vars(model) | {"params": model.params | {"blocks": tuple(blocks)}})
     np.testing.assert_allclose(found.logits, capture(without, TEXT, LOGITS)[LOGITS], atol=1e-5)
 

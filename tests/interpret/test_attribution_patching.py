@@ -10,7 +10,8 @@ from lmjax.interpret.capture import LOGITS, forward
 from lmjax.interpret.patching import KINDS, LogitDifference, activation_patching, names_of
 from lmjax.interpret.runs import pair
 from tests import tiny
-from tests.interpret.test_capture import ids, model_of
+from tests.interpret.small import model_of
+from tests.interpret.test_capture import ids
 
 CFG = tiny.llama()
 METRIC = LogitDifference(target=3, against=5, position=-2)
@@ -41,7 +42,7 @@ def test_of_small_changes_it_is_activation_patching():
     """Two tokens with nearly the same embedding: to the first order nothing is left out."""
     model, kind = model_of(CFG), "pattern"
     noise = 1e-3 * jax.random.normal(jax.random.key(5), (CFG.width,))
-    model.params["embedding"] = model.params["embedding"].at[7].set(model.params["embedding"][8] + noise)
+    model.params["embedding"] = jnp.asarray(model.params["embedding"]).at[7].set(model.params["embedding"][8] + noise)
     corrupt = ids(CFG, 1, 6, seed=2)
     corrupt[0, 2] = 8
     clean = np.where(corrupt == 8, 7, corrupt)

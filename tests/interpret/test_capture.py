@@ -1,7 +1,6 @@
 """What is captured is what the model computed, whatever way it computes; patches do what they say and nothing else."""
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,19 +15,13 @@ from lmjax.models import blocks, cross_attention, feedforward, moe, norms, trans
 from lmjax.models.config import ModelConfig
 from lmjax.sharding import Mesh, build_mesh, placement
 from tests import tiny
+from tests.interpret.small import model_of
 
 # every way that a block is put together: norms before, behind and both; windows, parallel, experts
 CONFIGS = {
     "gpt2": tiny.gpt2(), "llama": tiny.llama(), "gemma": tiny.gemma(), "neox": tiny.neox(), "mixtral": tiny.mixtral(),
     "bert": tiny.bert(), "translator": tiny.translator(layers=2), "t5": tiny.t5(layers=2),
 }  # fmt: skip
-
-
-def model_of(cfg: ModelConfig, *, apart: bool = True, seed: int = 0):
-    params = transformer.init_params(cfg, jax.random.key(seed))
-    return SimpleNamespace(
-        cfg=cfg, params=transformer.apart(params) if apart else params, tokenizer=None, path=Path("m")
-    )
 
 
 def ids(cfg: ModelConfig, rows: int = 2, length: int = 12, seed: int = 0) -> np.ndarray:
@@ -114,7 +107,7 @@ def test_a_head_that_gives_zero_is_one_without_its_output_weights(apart):
     patched = patch(model_of(cfg, apart=apart), rows, at)
     kernel_LNHD = model.params["blocks"]["attention"]["out"]["kernel"]
     blocks_ = jax.tree.map(lambda x: x, model.params["blocks"])
-    blocks_["attention"]["out"]["kernel"] = kernel_LNHD.at[1, head].set(0.0)
+    blocks_["attention"]["out"]["kernel"] = jnp.asarray(kernel_LNHD).at[1, head].set(0.0)
     without = SimpleNamespace(**vars(model) | {"params": model.params | {"blocks": blocks_}})
     np.testing.assert_allclose(patched, capture(without, rows, LOGITS)[LOGITS], atol=1e-5)
 

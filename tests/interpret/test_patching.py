@@ -10,7 +10,8 @@ from lmjax.interpret.capture import LOGITS, Read
 from lmjax.interpret.patching import KINDS, LogitDifference, activation_patching, kind_of, names_of, patched
 from lmjax.interpret.runs import pair
 from tests import tiny
-from tests.interpret.test_capture import ids, model_of
+from tests.interpret.small import model_of
+from tests.interpret.test_capture import ids
 
 CFG = tiny.llama()
 CLEAN, CORRUPT = ids(CFG, 1, 6, seed=1), ids(CFG, 1, 6, seed=2)

@@ -13,7 +13,8 @@ from lmjax.interpret.capture import LOGITS
 from lmjax.interpret.patching import LogitDifference, activation_patching
 from lmjax.interpret.paths import Receiver, path_patching
 from tests import tiny
-from tests.interpret.test_capture import ids, model_of
+from tests.interpret.small import model_of
+from tests.interpret.test_capture import ids
 
 CFG = tiny.llama()
 CLEAN, CORRUPT = ids(CFG, 1, 6, seed=1), ids(CFG, 1, 6, seed=2)

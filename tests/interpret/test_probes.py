@@ -7,7 +7,8 @@ from lmjax.errors import UserError
 from lmjax.interpret.probes import fitted, logistic_regression, probe
 from lmjax.interpret.steering import at_position
 from tests import tiny
-from tests.interpret.test_capture import ids, model_of
+from tests.interpret.small import model_of
+from tests.interpret.test_capture import ids
 
 
 def test_at_the_minimum_the_gradient_is_zero():

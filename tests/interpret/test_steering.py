@@ -13,7 +13,8 @@ from lmjax.interpret.capture import LOGITS, Read, forward
 from lmjax.interpret.steering import at_position, generate_with, steering_vector
 from lmjax.language_model import LanguageModel
 from tests import tiny
-from tests.interpret.test_capture import ids, model_of
+from tests.interpret.small import model_of
+from tests.interpret.test_capture import ids
 
 CFG = tiny.llama()
 SITE = "blocks.1.hook_resid_post"

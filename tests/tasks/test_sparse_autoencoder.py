@@ -25,7 +25,7 @@ from lmjax.tokenizers import Bytes
 from lmjax.train import loop
 from lmjax.trees import count, named_leaves
 from tests import tiny
-from tests.interpret.test_capture import model_of
+from tests.interpret.small import model_of
 from tests.train.test_resume import losses, metrics, stop_at
 
 SITE = "blocks.1.hook_resid_mid"
@@ -35,7 +35,7 @@ TASK = SparseAutoencoder(l1=0.5)
 
 @pytest.fixture(scope="module")
 def params():
-    return transformer.init_params(CFG, jax.random.key(0))
+    return model_of(CFG, apart=False).params
 
 
 @pytest.fixture(scope="module")
