@@ -110,7 +110,7 @@ def suite_options(parser: Parser) -> None:
     add("--limit", type=int, metavar="N", help="only the first N examples (of each paradigm of minimal pairs)")
     add("--shots", type=int, metavar="N", help="solved examples before each one (default: 0)")
     add("--shots_from", metavar="FILE", help="where they are drawn from (default: the other examples)")
-    add("--seed", type=int, metavar="S", help="of the shots and of bootstrap intervals (default: 0)")
+    add("--seed", type=int, metavar="S", help="of shots, of what is fitted on, and of intervals (default: 0)")
     add("--template", metavar="TEXT", help="what is written of an example, with its {field}s; \\n is a new line")
     add("--labels", metavar="A=WORD,B=WORD", help="of a classification: the word that stands for each label")
     add(

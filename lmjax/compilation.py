@@ -35,6 +35,17 @@ def fast_jit(function, **arguments):
     return jax.jit(function, compiler_options=options(platform()), **arguments)
 
 
+def program(function, *statics):
+    """`fast_jit` of function(*statics, ...): the same one for the same function and hashable statics, so that what is
+    compiled once in a process serves again."""
+    return _program(function, statics, platform())
+
+
+@functools.cache
+def _program(function, statics: tuple, platform: str):
+    return jax.jit(functools.partial(function, *statics), compiler_options=options(platform))
+
+
 def room_for_simulated_devices() -> None:
     """To be called before JAX first looks for devices. XLA's simulated devices run in one pool of as many threads, and
     each that waits for the others keeps one; with the work of a late one queued behind those that wait, none goes

@@ -138,7 +138,7 @@ class Named(nn.Partitioned):
 def weight(module: nn.Module, name: str, init, names: tuple[str | None, ...], shape: tuple[int, ...]) -> jax.Array:
     """A float32 weight of the module whose axes have these logical names; `init` makes it where it is not there yet.
     Raises flax.errors.ScopeParamShapeError where it is there in another shape."""
-    if not module.has_variable("params", name):
+    if module.is_initializing() or not module.has_variable("params", name):
         return module.param(name, lambda key: Named(init(key, shape, jnp.float32), names))
     # flax's own way to look at the shape is to trace the initialiser, of every weight each time a model is traced
     value = nn.meta.unbox(module.get_variable("params", name))

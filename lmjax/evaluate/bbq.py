@@ -124,7 +124,9 @@ class Bbq:
             how = "causal: log p of the answer after the question, summed"
         # the first of equals, as lm-eval's argmax
         chosen = [int(np.argmax(values)) for values in scores[: len(self.questions)]]
-        return self._calibrated(scores, how).beside(self.judged(chosen, how, protocol))
+        return self._calibrated(scores, how).beside(
+            self.judged(chosen, how, protocol), "the two people and the best way to say unknown"
+        )
 
     def _calibrated(self, scores: list[np.ndarray], how: str) -> Judged:
         """Calibration of the two people and the best way to say unknown. scores: of all questions."""
@@ -166,8 +168,9 @@ class Bbq:
             for name, of_it in places.items()
         ]
         figures = {name: figure for name, figure in _figures(answers, seed).items() if figure is not None}
+        given = [{"question": question.where, "answer": question.choices[i]} for i, question in both]
         return Result(
-            "bbq", len(self.questions), told, figures, {"categories": rows}, extra={"answers": chosen},
+            "bbq", len(self.questions), told, figures, {"categories": rows}, extra={"answers": given},
             criticism=CRITICISM,
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ checkpoint that it was fitted with: elsewhere it is not used.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ import numpy as np
 
 from lmjax.checkpoint import write_whole
 from lmjax.data.sources import Record
-from lmjax.errors import UserError, path_text
+from lmjax.errors import UserError, at, path_text
+from lmjax.evaluate.averages import grouped
 from lmjax.evaluate.records import read
 from lmjax.evaluate.result import Result
 from lmjax.evaluate.settings import Settings
@@ -105,18 +107,21 @@ class Scaling:
             raise UserError(f"--fit_temperature {self.fit}: expected a file, or a share above 0 and below 1")
         return share
 
-    def parted(self, examples: list, seed: int) -> tuple[list, list]:
-        """(those that are reported on, those that a temperature is fitted on), drawn by seed. Raises UserError where
-        one of them is empty."""
-        share, N = self.share(), len(examples)
+    def parted(self, examples: list, seed: int, kinds: Sequence[str] | None = None) -> tuple[list, list]:
+        """(those that are reported on, those that a temperature is fitted on), drawn by seed. kinds: of each example;
+        the share is of each kind. Raises UserError where one of them is empty, of a kind too."""
+        share, drawn, rng = self.share(), set(), np.random.default_rng(seed)
         if share is None:
             return examples, []
-        count = round(share * N)
-        if not 0 < count < N:
-            raise UserError(
-                f"--fit_temperature {self.fit}: of {N} examples that is {count}; expected at least one on each side"
-            )
-        drawn = set(np.random.default_rng(seed).permutation(N)[:count].tolist())
+        for kind, places in grouped(kinds or [""] * len(examples)).items():
+            count, N = round(share * len(places)), len(places)
+            if not 0 < count < N:
+                of = f" of {kind}" if kind else ""
+                raise UserError(
+                    f"--fit_temperature {self.fit}: of {N} examples{of} that is {count}; expected at least one on "
+                    "each side"
+                )
+            drawn |= set(places[rng.permutation(N)[:count]].tolist())
         return [one for i, one in enumerate(examples) if i not in drawn], [examples[i] for i in sorted(drawn)]
 
     def where(self, data: str) -> str:
@@ -173,21 +178,30 @@ def fingerprint(examples: Sequence) -> str:
     return hashlib.sha256(json.dumps(list(examples), sort_keys=True).encode()).hexdigest()[:32]
 
 
-def parted(settings: Settings, items: list, make: Callable[[list[Record]], list]) -> tuple[list, list]:
+def parted(
+    settings: Settings, items: list, make: Callable[[list[Record]], list], kinds: Sequence[str] | None = None
+) -> tuple[list, list]:
     """(those that are reported on, those that a temperature is fitted on). items: all of the data, with `where`. make:
-    from the records of another file to such items. Raises UserError as `Scaling` and `check_apart`."""
+    from the records of another file to such items. kinds: see `Scaling.parted`. Raises UserError as that and
+    `check_apart`."""
     scaling = Scaling(fit=settings.fit_temperature, uncalibrated=bool(settings.uncalibrated))
     if scaling.fit is None or scaling.share() is not None:
-        return scaling.parted(items, settings.seed)
+        return scaling.parted(items, settings.seed, kinds)
     records = read(scaling.fit, "--fit_temperature")
     check_apart(items, records)
-    return items, make(records)
+    with at("--fit_temperature"):
+        return items, make(records)
 
 
 def check_apart(reported: Sequence, fit_on: Sequence) -> None:
     """Of examples with `where`, their file and line. Raises UserError where one is fitted on and reported on too."""
-    here = {one.where for one in reported}
-    if both := next((one.where for one in fit_on if one.where in here), None):
+
+    def place_of(one) -> tuple[str, str]:
+        file, _, line = one.where.rpartition(":")
+        return os.path.realpath(file), line
+
+    here = set(map(place_of, reported))
+    if both := next((one.where for one in fit_on if place_of(one) in here), None):
         raise UserError(f"--fit_temperature: {both} is reported on too; expected another file, or a share of --data")
 
 
@@ -213,16 +227,16 @@ class Judged:
     said: str | None
     fit: Fit | None
 
-    def beside(self, result: Result) -> Result:
+    def beside(self, result: Result, over: str = "the choices") -> Result:
         """The result of the same examples with this in it: tables, a diagram of the first name's probabilities with the
-        temperature, and in the JSON bins and curves."""
+        temperature, and in the JSON bins and curves. over: among what the model chose, in words."""
         last, name = dict(self.calibrations), self.calibrations[0][0]
         selective = [
             {"coverage": share, **{key: at_coverage(one.selective, share).accuracy for key, one in last.items()}}
             for share in SHOWN
         ]
         protocol = {
-            "calibration": f"softmax over the choices; ECE over {BINS} bins of equal width, intervals by bootstrap "
+            "calibration": f"softmax over {over}; ECE over {BINS} bins of equal width, intervals by bootstrap "
             "over the examples; of few examples ECE is too high by chance: see if_calibrated",
             "scaling": self.said,
         }

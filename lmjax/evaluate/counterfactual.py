@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.compilation import fast_jit
+from lmjax.compilation import program
 from lmjax.data.files import decode, read_bytes
 from lmjax.errors import UserError, at, path_text
 from lmjax.evaluate.averages import figure_of, mean, row
@@ -217,29 +217,24 @@ def next_word_gaps(
         whole = [*index, *[index[-1]] * (ROWS - len(index))]
         tokens_BT, lengths_B = filled_up([side[i] for side in (ones, others) for i in whole])
         tokens_BT = padded(tokens_BT, model.cfg.context)
-        found[index] = np.asarray(_program(model.cfg)(model.params, tokens_BT, lengths_B))[: len(index)]
+        found[index] = np.asarray(program(_distances, model.cfg)(model.params, tokens_BT, lengths_B))[: len(index)]
     return {"tv": found[:, 0], "js": found[:, 1]}, len(ones)
 
 
-@functools.cache
-def _program(cfg: ModelConfig):
-    """(params, tokens_BT, lengths_B) -> (B / 2, 2): tv and js between the first half of the rows and the second."""
+def _distances(cfg: ModelConfig, params, tokens_BT, lengths_B):
+    """(B / 2, 2): tv and js between the first half of the rows and the second."""
+    positions_BT, _ = in_rows(tokens_BT)
+    hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT)
+    last_BD = jnp.take_along_axis(hidden_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
+    log_p_BV = jax.nn.log_softmax(transformer.logits(transformer.unembedding(cfg, params), last_BD, cfg.logit_cap))
+    one, other = jnp.split(log_p_BV, 2)
+    tv = 0.5 * jnp.abs(jnp.exp(one) - jnp.exp(other)).sum(-1)
 
-    def run(params, tokens_BT, lengths_B):
-        positions_BT, _ = in_rows(tokens_BT)
-        hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT)
-        last_BD = jnp.take_along_axis(hidden_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
-        log_p_BV = jax.nn.log_softmax(transformer.logits(transformer.unembedding(cfg, params), last_BD, cfg.logit_cap))
-        one, other = jnp.split(log_p_BV, 2)
-        tv = 0.5 * jnp.abs(jnp.exp(one) - jnp.exp(other)).sum(-1)
+    def to_middle(log_p, log_q):
+        # p log(2 p / (p + q)), exact where both are near each other
+        apart = jnp.clip(log_q - log_p, -60.0, 60.0)
+        return -jnp.exp(log_p) * jnp.log1p(0.5 * jnp.expm1(apart))
 
-        def to_middle(log_p, log_q):
-            # p log(2 p / (p + q)), exact where both are near each other
-            apart = jnp.clip(log_q - log_p, -60.0, 60.0)
-            return -jnp.exp(log_p) * jnp.log1p(0.5 * jnp.expm1(apart))
-
-        divergence = 0.5 * (to_middle(one, other) + to_middle(other, one)).sum(-1) / jnp.log(2.0)
-        # rounding can leave it a little below 0
-        return jnp.stack([tv, jnp.sqrt(jnp.maximum(divergence, 0.0))], axis=1)
-
-    return fast_jit(run)
+    divergence = 0.5 * (to_middle(one, other) + to_middle(other, one)).sum(-1) / jnp.log(2.0)
+    # rounding can leave it a little below 0
+    return jnp.stack([tv, jnp.sqrt(jnp.maximum(divergence, 0.0))], axis=1)

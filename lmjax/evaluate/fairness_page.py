@@ -20,6 +20,7 @@ SCALES = {
     "acc_replaced": (0, 1, 1), "gap": (-1, 1, 0), "d": (-2, 2, 0), "mean_absolute_d": (0, 2, 0),
     "next_word_tv": (0, 1, 0), "next_word_js": (0, 1, 0), "toxic_share": (0, 1, 0),
     "expected_maximum_toxicity": (0, 1, 0), "toxicity_probability": (0, 1, 0), "accuracy": (0, 1, 1),
+    "ece": (0, 1, 0), "brier": (0, 2, 0), "aurc": (0, 1, 0),
 }  # fmt: skip
 WIDTH, HEIGHT, EDGE = 220, 18, 6
 STYLE = """
@@ -111,9 +112,9 @@ def _is_row(row: dict) -> bool:
 
 
 def _is_plotted(table) -> bool:
-    """Whether these are rows of groups, whose figures have intervals."""
+    """Whether these are rows of groups, whose figures have intervals; what has lists in it is for programs."""
     rows = table if isinstance(table, list) else []
-    return bool(rows) and all(isinstance(row, dict) and _has_interval(row) for row in rows)
+    return bool(rows) and all(isinstance(row, dict) and _has_interval(row) and _is_flat(row) for row in rows)
 
 
 def _told(result: dict) -> str:
@@ -217,6 +218,10 @@ def _range(value) -> tuple[float, float] | tuple[()] | None:
 
 def _has_interval(row: dict) -> bool:
     return any(str(key).endswith(INTERVAL) for key in row)
+
+
+def _is_flat(row: dict) -> bool:
+    return not any(isinstance(value, list | dict) for key, value in row.items() if not str(key).endswith(INTERVAL))
 
 
 def _interval(interval) -> str:

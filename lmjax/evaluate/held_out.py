@@ -6,14 +6,13 @@ scored, unless the tokenizer's policy puts BOS there. Of a task that hides token
 these are the window's number decides: the same ones at every evaluation, of every run.
 """
 
-import functools
 import math
 from dataclasses import asdict, dataclass
 
 import jax
 import numpy as np
 
-from lmjax.compilation import fast_jit
+from lmjax.compilation import program
 from lmjax.data.batches import Rows
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
@@ -78,12 +77,11 @@ class HeldOut:
 
 def compile_loss(experiment: Experiment):
     """(params, batch) -> Loss, jitted, once for a task and a model: the plain negative log-likelihood."""
-    return _program(experiment.task, experiment.model)
+    return program(_loss, experiment.task, experiment.model)
 
 
-@functools.cache
-def _program(task, cfg: ModelConfig):
-    return fast_jit(lambda params, batch: task.held_out_loss(cfg, params, batch))
+def _loss(task, cfg: ModelConfig, params, batch):
+    return task.held_out_loss(cfg, params, batch)
 
 
 def held_out(

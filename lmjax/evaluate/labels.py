@@ -1,12 +1,11 @@
 """The labels that a trained model gives to records."""
 
-import functools
 from dataclasses import replace
 
 import jax
 import numpy as np
 
-from lmjax.compilation import fast_jit
+from lmjax.compilation import program
 from lmjax.data.sources import Record
 from lmjax.evaluate.calibration import Scaling, fingerprint, judge, of_predictions, task_of_labels
 from lmjax.evaluate.outputs import CHARACTERS, of_examples, unscored
@@ -23,7 +22,7 @@ class Labeller:
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
         self.experiment, self.tokenizer = experiment, tokenizer
-        self._run = _program(experiment.task, experiment.model)
+        self._run = program(_log_p, experiment.task, experiment.model)
 
     def __call__(self, params, records: list[Record]) -> list[dict]:
         """The most probable label, and the probabilities of all."""
@@ -79,6 +78,5 @@ class Labeller:
         return f"{text!r} is {true}; predicted {label} ({prediction['probabilities'][label]:.2f})"
 
 
-@functools.cache
-def _program(task: Classification, cfg: ModelConfig):
-    return fast_jit(lambda params, batch: jax.nn.log_softmax(task.logits(cfg, params, batch)))
+def _log_p(task: Classification, cfg: ModelConfig, params, batch):
+    return jax.nn.log_softmax(task.logits(cfg, params, batch))

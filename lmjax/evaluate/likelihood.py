@@ -6,7 +6,6 @@ what comes after as many tokens as the context has alone. A context begins with 
 empty one is BOS alone, or else EOS. What is longer than the model's context loses its beginning.
 """
 
-import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.compilation import fast_jit
+from lmjax.compilation import program
 from lmjax.errors import UserError
 from lmjax.evaluate.progress import followed
 from lmjax.generate.decode import padded_length
@@ -168,7 +167,7 @@ def _computed(model: LanguageModel, batch: _Batch):
     mesh = jax.sharding.get_mesh()
     arrays = batch[1:] if mesh.empty else place_batch(batch[1:], mesh)
     chunk = loss_chunk(*batch.targets_BC.shape, model.cfg.vocab, sizes_in_use())
-    return _program(model.cfg, chunk)(model.params, *arrays)
+    return program(_scores, model.cfg, chunk)(model.params, *arrays)
 
 
 def row_lengths(lengths: Sequence[int], context: int) -> np.ndarray:
@@ -210,28 +209,22 @@ def _batch(index: np.ndarray, rows: list[np.ndarray], counts: np.ndarray, shape:
     return _Batch(index, tokens_BT, at_BC, targets_BC)
 
 
-@functools.cache
-def _program(cfg: ModelConfig, chunk: int | None):
-    """(params, tokens_BT, at_BC, targets_BC) -> (log_p_BC, right_BC), compiled. chunk: of C, the places whose logits
-    are in memory at one time; None: all."""
+def _scores(cfg: ModelConfig, chunk: int | None, params, tokens_BT, at_BC, targets_BC):
+    """(log_p_BC, right_BC). chunk: of C, the places whose logits are in memory at one time; None: all."""
+    positions_BT, _ = in_rows(tokens_BT)
+    hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT)
+    hidden_BCD = jnp.take_along_axis(hidden_BTD, at_BC[..., None], axis=1)
+    matrix_VD = transformer.unembedding(cfg, params)
 
-    def scores(params, tokens_BT, at_BC, targets_BC):
-        positions_BT, _ = in_rows(tokens_BT)
-        hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT)
-        hidden_BCD = jnp.take_along_axis(hidden_BTD, at_BC[..., None], axis=1)
-        matrix_VD = transformer.unembedding(cfg, params)
+    def part(piece):
+        hidden_BCD, targets_BC = piece
+        logits_BCV = transformer.logits(matrix_VD, hidden_BCD, cfg.logit_cap)
+        target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+        log_p_BC = target_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
+        return log_p_BC, jnp.argmax(logits_BCV, axis=-1) == targets_BC
 
-        def part(piece):
-            hidden_BCD, targets_BC = piece
-            logits_BCV = transformer.logits(matrix_VD, hidden_BCD, cfg.logit_cap)
-            target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-            log_p_BC = target_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
-            return log_p_BC, jnp.argmax(logits_BCV, axis=-1) == targets_BC
-
-        if chunk is None:
-            return part((hidden_BCD, targets_BC))
-        B, C = targets_BC.shape
-        pieces = [jnp.moveaxis(x.reshape(B, C // chunk, chunk, *x.shape[2:]), 1, 0) for x in (hidden_BCD, targets_BC)]
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, C), jax.lax.map(part, tuple(pieces)))
-
-    return fast_jit(scores)
+    if chunk is None:
+        return part((hidden_BCD, targets_BC))
+    B, C = targets_BC.shape
+    pieces = [jnp.moveaxis(x.reshape(B, C // chunk, chunk, *x.shape[2:]), 1, 0) for x in (hidden_BCD, targets_BC)]
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, C), jax.lax.map(part, tuple(pieces)))

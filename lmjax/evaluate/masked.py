@@ -1,10 +1,8 @@
 """What a model puts for the hidden tokens of a text."""
 
-import functools
-
 import numpy as np
 
-from lmjax.compilation import fast_jit
+from lmjax.compilation import program
 from lmjax.data.batches import Rows
 from lmjax.evaluate.held_out import SEED
 from lmjax.experiment import Experiment
@@ -24,7 +22,7 @@ class Filler:
         self.tokenizer = tokenizer
         task = experiment.task
         self.batch = task.change(tokenizer, SEED)(next(iter(read.in_order(1))), np.arange(1))
-        self._run = _program(task, experiment.model, tokenizer.vocab_size)
+        self._run = program(_guesses, tokenizer.vocab_size, task, experiment.model)
 
     def __call__(self, params) -> str:
         """The text with every hidden token in brackets; where the most probable one is another, as [other, not own]."""
@@ -34,6 +32,5 @@ class Filler:
         return filled(self.tokenizer, own_T, places, guesses_T[places], ", not ")
 
 
-@functools.cache
-def _program(task: MaskedLM, cfg: ModelConfig, known: int):
-    return fast_jit(lambda params, batch: task.guesses(cfg, params, batch, known))
+def _guesses(known: int, task: MaskedLM, cfg: ModelConfig, params, batch):
+    return task.guesses(cfg, params, batch, known)

@@ -41,7 +41,9 @@ class MinimalPairs:
     def of(settings: Settings) -> "MinimalPairs":
         """Raises UserError for lines that are not so."""
         records, _ = Settings(data=settings.data).records()
-        return MinimalPairs(settings, *calibration.parted(settings, _pairs(records, settings.limit), _pairs))
+        pairs = _pairs(records, settings.limit)
+        kinds = [pair.paradigm for pair in pairs]
+        return MinimalPairs(settings, *calibration.parted(settings, pairs, _pairs, kinds))
 
     def run(self, model: LanguageModel) -> Result:
         encoded = []
@@ -80,7 +82,7 @@ class MinimalPairs:
             **protocol_of(model, found.cut),
         }
         result = Result("minimal-pairs", N, protocol, {"accuracy": overall}, tables)
-        return self._calibrated(log_p_N2[:N], log_p_N2[N:]).beside(result)
+        return self._calibrated(log_p_N2[:N], log_p_N2[N:]).beside(result, "the two sentences, of all pairs alike")
 
     def _calibrated(self, *parts_N2: np.ndarray) -> Judged:
         """Calibration of the choice between the two. parts_N2: log p of (bad, good) of the pairs, then of those to fit

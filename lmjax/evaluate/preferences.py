@@ -1,12 +1,11 @@
 """What a model thinks of two answers, and what the model thinks that training began with."""
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
-from lmjax.compilation import fast_jit
+from lmjax.compilation import program
 from lmjax.data.packing import PackedRows
 from lmjax.data.sources import Record
 from lmjax.evaluate.outputs import CHARACTERS
@@ -28,7 +27,7 @@ class Judge:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self._run = _program(experiment.task, experiment.model)
+        self._run = program(_log_p, experiment.task, experiment.model)
 
     def __call__(self, params, rows: PackedRows) -> np.ndarray:
         """(E, 2) in float32: of each example log p of the chosen and of the rejected answer, on the mesh in use."""
@@ -117,7 +116,6 @@ class Chooser:
         return f"{text[-CHARACTERS:]!r}: log p {found[task.chosen]:.2f}, of the rejected {found[task.rejected]:.2f}"
 
 
-@functools.cache
-def _program(task: Preferences, cfg: ModelConfig):
+def _log_p(task: Preferences, cfg: ModelConfig, params, batch):
     # whole on every device, so that each process has all of it
-    return fast_jit(lambda params, batch: constrain(task.log_p(cfg, params, batch), None, None, None))
+    return constrain(task.log_p(cfg, params, batch), None, None, None)

@@ -3,7 +3,6 @@
 The sum over the tokens of a text is its pseudo-log-likelihood (Salazar et al., arXiv:1910.14659).
 """
 
-import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.compilation import fast_jit
+from lmjax.compilation import program
 from lmjax.errors import UserError
 from lmjax.evaluate.likelihood import TOKENS, TOKENS_ON_CPU, row_lengths
 from lmjax.evaluate.progress import followed
@@ -101,7 +100,7 @@ def log_probabilities(model: MaskedModel, rows: Sequence[Hidden]) -> list[np.nda
     for batch in followed(_batches(rows, model.cfg.context), len(rows), lambda batch: len(batch.index)):
         mesh = jax.sharding.get_mesh()
         arrays = batch[1:] if mesh.empty else place_batch(batch[1:], mesh)
-        waiting.append((batch, _program(model.cfg)(model.params, *arrays)))
+        waiting.append((batch, program(_log_p, model.cfg)(model.params, *arrays)))
         # the device computes one batch while the next is made
         if len(waiting) > 1:
             take(*waiting.popleft())
@@ -136,17 +135,11 @@ def _batch(index: np.ndarray, rows: list[Hidden], shape: tuple[int, int, int]) -
     return _Batch(index, tokens_BT, lengths_B1, at_BK, targets_BK)
 
 
-@functools.cache
-def _program(cfg: ModelConfig):
-    """(params, tokens_BT, lengths_B1, at_BK, targets_BK) -> log_p_BK, compiled. The head is computed only where tokens
-    are hidden."""
-
-    def scores(params, tokens_BT, lengths_B1, at_BK, targets_BK):
-        positions_BT, segments_BT = in_rows(tokens_BT, lengths_B1[:, 0])
-        hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, segments_BT)
-        hidden_BKD = jnp.take_along_axis(hidden_BTD, at_BK[..., None], axis=1)
-        logits_BKV = transformer.masked_logits(cfg, params, hidden_BKD)
-        target_BK = jnp.take_along_axis(logits_BKV, targets_BK[..., None], axis=-1)[..., 0]
-        return target_BK - jax.nn.logsumexp(logits_BKV, axis=-1)
-
-    return fast_jit(scores)
+def _log_p(cfg: ModelConfig, params, tokens_BT, lengths_B1, at_BK, targets_BK):
+    """(B, K). The head is computed only where tokens are hidden."""
+    positions_BT, segments_BT = in_rows(tokens_BT, lengths_B1[:, 0])
+    hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, segments_BT)
+    hidden_BKD = jnp.take_along_axis(hidden_BTD, at_BK[..., None], axis=1)
+    logits_BKV = transformer.masked_logits(cfg, params, hidden_BKD)
+    target_BK = jnp.take_along_axis(logits_BKV, targets_BK[..., None], axis=-1)[..., 0]
+    return target_BK - jax.nn.logsumexp(logits_BKV, axis=-1)

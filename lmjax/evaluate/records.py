@@ -25,13 +25,16 @@ def files(path: str, option: str) -> Iterator[tuple[Place, str]]:
         yield file, decode(content, file, "strict")
 
 
-def opened(path: str, option: str) -> Iterator[tuple[str, str, list[Record] | None]]:
+def opened(path: str, option: str) -> Iterator[tuple[str, str, Iterator[Record] | None]]:
     """(its path as a user reads it, its text, the records of a .jsonl file, None of any other) of each file."""
     for file, content in files(path, option):
-        name, records = path_text(file), None
-        if ".jsonl" in file.suffixes:
-            records = [Record(name, f"{name}:{number}", fields) for number, fields in json_objects(content, file)]
-        yield name, content, records
+        yield path_text(file), content, _records(content, file) if ".jsonl" in file.suffixes else None
+
+
+def _records(content: str, file: Place) -> Iterator[Record]:
+    name = path_text(file)
+    for number, fields in json_objects(content, file):
+        yield Record(name, f"{name}:{number}", fields)
 
 
 def _pattern(path: str) -> str:

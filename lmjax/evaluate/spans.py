@@ -1,10 +1,8 @@
 """The answers that a trained model finds in the contexts of questions."""
 
-import functools
-
 import numpy as np
 
-from lmjax.compilation import fast_jit
+from lmjax.compilation import program
 from lmjax.data.sources import Record
 from lmjax.evaluate.outputs import CHARACTERS, of_examples, unscored
 from lmjax.experiment import Experiment
@@ -19,7 +17,7 @@ class SpanFinder:
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
         self.experiment, self.tokenizer = experiment, tokenizer
-        self._run = _program(experiment.task, experiment.model)
+        self._run = program(_logits, experiment.task, experiment.model)
 
     def __call__(self, params, records: list[Record]) -> list[dict]:
         """As `best_answer`, with the record's `id` where it has one."""
@@ -90,6 +88,5 @@ def _homes(asked: Asked) -> np.ndarray:
     return np.argmax(scores_WS, axis=0)
 
 
-@functools.cache
-def _program(task: SpanQA, cfg: ModelConfig):
-    return fast_jit(lambda params, batch: task.logits(cfg, params, batch))
+def _logits(task: SpanQA, cfg: ModelConfig, params, batch):
+    return task.logits(cfg, params, batch)

@@ -126,7 +126,8 @@ def chosen(options):
 
 def parted(options) -> list[Namespace]:
     """The command line for each suite of --suite A,B --data FILE,FILE: the options that a suite takes, where another
-    suite takes the others; an empty FILE is none. Raises UserError where there are not as many files as suites."""
+    suite takes the others; an empty FILE is none. --fit_temperature may be parted too. Raises UserError where there are
+    not as many files as suites."""
     if "," not in options.suite or options.suite.startswith(HARNESS):
         return [options]
     names, files = options.suite.split(","), (options.data or "").split(",")
@@ -134,11 +135,16 @@ def parted(options) -> list[Namespace]:
         raise UserError(f"--data: {len(files)} file(s) for {len(names)} suites; expected as many, with commas between")
     if any(name.startswith(HARNESS) for name in names):
         raise UserError(f"--suite {options.suite}: {HARNESS} stands alone")
+    fits = (options.fit_temperature or "").split(",")
+    if len(fits) not in (1, len(names)):
+        raise UserError(f"--fit_temperature: {len(fits)} for {len(names)} suites; expected one, or as many")
     takes = set().union(*(TAKES.get(name, set()) for name in names))
     found = []
-    for name, file in zip(names, files, strict=True):
-        of_others = takes - TAKES.get(name, set())
-        found.append(Namespace(**vars(options) | dict.fromkeys(of_others) | {"suite": name, "data": file or None}))
+    for i, (name, file) in enumerate(zip(names, files, strict=True)):
+        own = {"suite": name, "data": file or None}
+        if len(fits) > 1:
+            own["fit_temperature"] = fits[i] or None
+        found.append(Namespace(**vars(options) | dict.fromkeys(takes - TAKES.get(name, set())) | own))
     return found
 
 

@@ -1,11 +1,10 @@
 """The texts that a trained model writes for records."""
 
-import functools
 from dataclasses import replace
 
 import numpy as np
 
-from lmjax.compilation import fast_jit
+from lmjax.compilation import program
 from lmjax.data.packing import Example, next_tokens
 from lmjax.data.sources import Record
 from lmjax.errors import UserError
@@ -30,7 +29,7 @@ class Writer:
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer):
         self.experiment, self.tokenizer = experiment, tokenizer
         # a longer text's row need not be a multiple of the chunk that the task names
-        self._score = _program(replace(experiment.task, loss_chunk="auto"), experiment.model)
+        self._score = program(_log_p, replace(experiment.task, loss_chunk="auto"), experiment.model)
 
     def __call__(self, params, records: list[Record]) -> list[dict]:
         """The text, up to the length of a row or as far as the model's context goes, and the sum of its tokens'
@@ -100,6 +99,5 @@ class Writer:
         return f"{source!r}: {prediction['text']!r}; right is {right!r}"
 
 
-@functools.cache
-def _program(task: Seq2Seq, cfg: ModelConfig):
-    return fast_jit(lambda params, batch: task.log_probabilities(cfg, params, batch))
+def _log_p(task: Seq2Seq, cfg: ModelConfig, params, batch):
+    return task.log_probabilities(cfg, params, batch)

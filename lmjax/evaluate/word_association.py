@@ -6,7 +6,6 @@ over X and Y in standard deviations over both (n - 1, as SEAT's code), p the sha
 sets of these sizes that have a difference at least as large.
 """
 
-import functools
 import itertools
 import json
 import math
@@ -16,7 +15,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.compilation import fast_jit
+from lmjax.compilation import program
 from lmjax.data.sources import Record
 from lmjax.errors import UserError, at, path_text
 from lmjax.evaluate.averages import figure_of
@@ -181,7 +180,9 @@ def vectors_of(model: LanguageModel | MaskedModel, texts: tuple[str, ...], kind:
         tokens_BT, lengths_B = filled_up([ids[i] for i in index])
         B = ROWS - len(index)
         tokens_BT = np.pad(padded(tokens_BT, model.cfg.context, shortest=ROWS), ((0, B), (0, 0)))
-        vectors_BD = _program(model.cfg, kind)(model.params, tokens_BT, np.pad(lengths_B, (0, B), constant_values=1))
+        vectors_BD = program(_vectors, model.cfg, kind)(
+            model.params, tokens_BT, np.pad(lengths_B, (0, B), constant_values=1)
+        )
         found[index] = np.asarray(vectors_BD, np.float64)[: len(index)]
     return found
 
@@ -192,20 +193,15 @@ def _check(ids: list[np.ndarray], texts: tuple[str, ...], cfg: ModelConfig) -> N
             raise UserError(f"{text[:40]!r} has {len(one)} tokens; expected 1 to {cfg.context}, the model's context")
 
 
-@functools.cache
-def _program(cfg: ModelConfig, kind: Vectors):
-    """(params, tokens_BT, lengths_B) -> (B, D), compiled."""
-
-    def run(params, tokens_BT, lengths_B):
-        positions_BT, segments_BT = in_rows(tokens_BT, lengths_B)
-        hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, None if cfg.causal else segments_BT)
-        hidden_BTD = hidden_BTD.astype(jnp.float32)
-        if kind == "mean":
-            return jnp.sum(hidden_BTD * segments_BT[..., None], axis=1) / lengths_B[:, None]
-        at_B = jnp.zeros_like(lengths_B) if kind == "first" else lengths_B - 1
-        return jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
-
-    return fast_jit(run)
+def _vectors(cfg: ModelConfig, kind: Vectors, params, tokens_BT, lengths_B):
+    """(B, D)"""
+    positions_BT, segments_BT = in_rows(tokens_BT, lengths_B)
+    hidden_BTD, _ = transformer.hidden(cfg, params, tokens_BT, positions_BT, None if cfg.causal else segments_BT)
+    hidden_BTD = hidden_BTD.astype(jnp.float32)
+    if kind == "mean":
+        return jnp.sum(hidden_BTD * segments_BT[..., None], axis=1) / lengths_B[:, None]
+    at_B = jnp.zeros_like(lengths_B) if kind == "first" else lengths_B - 1
+    return jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
 
 
 def _test(name: str, where: str, fields) -> Test:

@@ -74,8 +74,8 @@ class AutoencoderLayer(nn.Module):
         shape = (of.features, of.width(self.cfg))
         # of random directions half are active; with this length they add up to about x from the first step on
         length = min(1.0, (2 * shape[1] / shape[0]) ** 0.5)
-        # Flax looks at the shapes of what would be drawn wherever parameters are used
-        key = self.make_rng("params") if self.is_initializing() else jax.random.key(0)
+        # both are made of one draw
+        key = self.make_rng("params") if self.is_initializing() else None
 
         def directions():
             x_FD = jax.random.normal(key, shape)

@@ -73,8 +73,9 @@ class Calibration:
         """For a table."""
         return {
             "temperature": self.temperature, "confidence": self.confidence, "ece": self.ece,
-            "ece_95": self.ece_interval_95, "if_calibrated": self.ece_if_calibrated, "adaptive_ece": self.adaptive_ece,
-            "brier": self.brier, "brier_95": self.brier_interval_95, "nll": self.nll, "aurc": self.aurc,
+            "ece_interval_95": self.ece_interval_95, "if_calibrated": self.ece_if_calibrated,
+            "adaptive_ece": self.adaptive_ece, "brier": self.brier, "brier_interval_95": self.brier_interval_95,
+            "nll": self.nll, "aurc": self.aurc,
         }  # fmt: skip
 
     def as_dict(self) -> dict:

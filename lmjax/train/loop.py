@@ -162,7 +162,7 @@ def resume(
     experiment, mesh = prepared.experiment, prepared.mesh
     manifest, frozen = run.resumable(lambda text: screen.say(f"WARNING: {text}")), {}
     if manifest is None or experiment.adapter is not None:
-        state, frozen = first_state(experiment, run, optimizer, mesh, begun=manifest is not None)
+        state, frozen = first_state(experiment, run, mesh, begun=manifest is not None)
     if manifest is None and experiment.init_from is not None:
         screen.say(inherited.told(experiment))
     if manifest is not None:
@@ -181,11 +181,12 @@ def resume(
     return state, frozen
 
 
-def first_state(experiment: Experiment, run: RunDirectory, optimizer, mesh, *, begun: bool) -> tuple[TrainState, dict]:
+def first_state(experiment: Experiment, run: RunDirectory, mesh, *, begun: bool) -> tuple[TrainState, dict]:
     """The state before the first step, and what is frozen: new, or of the model that init_from names. begun: whether
     the run has checkpoints, so that an adapter's base must be the one it began with."""
     if experiment.init_from is None:
         return train_state.compile_fresh(experiment, mesh)()
+    optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
     where = train_state.shardings(experiment, optimizer, mesh)
     of_model = train_state.param_shardings(experiment.model, mesh)
     params = params_of(experiment, run, mesh, of_model, begun=begun)

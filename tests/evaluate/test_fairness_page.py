@@ -10,13 +10,15 @@ import pytest
 import lmjax
 import run as command_line
 from lmjax.errors import UserError
+from lmjax.evaluate.bbq import Bbq
 from lmjax.evaluate.fairness_page import page, plot, read_results
+from lmjax.evaluate.settings import Settings
 from lmjax.interop.write import export
 from lmjax.models import transformer
 from lmjax.models.positions import Learned
 from lmjax.tokenizers import Bytes
 from tests import tiny
-from tests.evaluate.models import write_lines
+from tests.evaluate.models import byte_model, write_lines
 from tests.evaluate.test_fairness_suites import CROWS, FOUR
 from tests.test_command_line import fails
 
@@ -162,6 +164,15 @@ def test_toxicity_by_a_classifier(models, tmp_path, capsys, monkeypatch):
     assert "masked: is no model of labels" in fails([*words, "--toxic_label", "toxic"], capsys)
 
 
+def test_calibration_is_plotted_and_its_bins_are_left_to_programs(tmp_path):
+    model = byte_model(tmp_path, tiny.gpt2(vocab=258, context=64))
+    result = Bbq.of(Settings(data=str(write_lines(tmp_path / "b.jsonl", *FOUR)))).run(model).as_dict()
+    shown = page([result])
+    assert "calibration: ece</h3>" in shown and "calibration: brier</h3>" in shown
+    assert "the two people and the best way to say unknown" in shown
+    assert "details" not in shown.replace("details>", "") and len(shown) < 20_000
+
+
 def test_mistakes_of_the_command_line(models, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.csv").write_text(CROWS)
@@ -177,6 +188,10 @@ def test_mistakes_of_the_command_line(models, tmp_path, capsys, monkeypatch):
     two = [*base, "--suite", "crows-pairs,bbq", "--data"]
     assert "--data: 1 file(s) for 2 suites" in fails([*two, "c.csv"], capsys)
     assert "--groups: crows-pairs takes no such option" in fails([*two, "c.csv,b.jsonl", "--groups", "g"], capsys)
+    fits = [*two, "c.csv,b.jsonl", "--fit_temperature"]
+    assert "--fit_temperature: 3 for 2 suites; expected one, or as many" in fails([*fits, "0.5,,"], capsys)
+    assert "--fit_temperature: crows-pairs takes no such option" in fails([*fits, "0.5,0.5"], capsys)
+    assert "--fit_temperature none.jsonl: no such file" in fails([*fits, ",none.jsonl"], capsys)
     assert "--suite crows: no such suite; did you mean crows-pairs?" in fails(
         [*base, "--suite", "crows,bbq", "--data", "c.csv,b.jsonl"], capsys
     )

@@ -259,7 +259,7 @@ def test_bbq_answers_are_brute_force(model, tmp_path):
     suite = bbq(tmp_path, FOUR[0], FOUR[3])
     result = suite.run(model)
     confidence, brier = [], []
-    for question, answer in zip(suite.questions, result.extra["answers"], strict=True):
+    for question, given in zip(suite.questions, result.extra["answers"], strict=True):
         if hasattr(model, "mask"):
             end = masked.encode(model, question.context)
             rows = [masked.encode(model, f"{question.context} {choice}") for choice in question.choices]
@@ -268,7 +268,7 @@ def test_bbq_answers_are_brute_force(model, tmp_path):
         else:
             pairs = [encode_pair(model, question.context, f" {choice}") for choice in question.choices]
             scores = log_likelihoods(model, pairs).sums
-        assert answer == int(np.argmax(scores))
+        assert given == {"question": question.where, "answer": question.choices[int(np.argmax(scores))]}
         # calibration is of three: one of the ways to say unknown is chosen where the best of them is
         three = np.exp([*scores[:2], max(scores[2:])] - max(scores))
         confidence.append(max(three) / sum(three))
@@ -277,7 +277,10 @@ def test_bbq_answers_are_brute_force(model, tmp_path):
     assert row["probabilities"] == "answers"
     assert row["confidence"] == pytest.approx(np.mean(confidence), rel=1e-4)
     assert row["brier"] == pytest.approx(np.mean(brier), rel=1e-4)
-    right = [answer in one.targets for one, answer in zip(suite.questions, result.extra["answers"], strict=True)]
+    right = [
+        given["answer"] in [question.choices[i] for i in question.targets]
+        for question, given in zip(suite.questions, result.extra["answers"], strict=True)
+    ]
     assert result.extra["calibration_details"][0]["accuracy"] == np.mean(right)
 
 

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax.compilation import program
 from lmjax.errors import UserError
 from lmjax.evaluate import likelihood
 from lmjax.evaluate.likelihood import Pair, encode_pair, log_likelihoods, prefix_of, rolling_pairs
@@ -93,7 +94,7 @@ def test_few_programs_are_compiled():
     """Two lengths up to a context of 40, and each with all its places scored or a quarter of them."""
     cfg = tiny.gpt2(context=40, width=16)
     log_likelihoods(model_of(cfg), random_pairs(300))
-    assert likelihood._program(cfg, None)._cache_size() <= 4
+    assert program(likelihood._scores, cfg, None)._cache_size() <= 4
 
 
 def test_many_rows_have_four_lengths_for_one_and_the_same_scores(monkeypatch):

@@ -61,7 +61,7 @@ def test_probabilities_are_the_softmax_of_the_named_likelihoods(model, file):
     assert "accuracy of the most confident:" in told and "reliability of acc at temperature 1:" in told
 
 
-def test_a_temperature_of_a_suite_is_kept_for_its_task_and_step(model, file, tmp_path):
+def test_a_temperature_of_a_suite_is_kept_for_its_task_and_step(model, file, tmp_path, monkeypatch):
     scaling = Scaling(tmp_path, 7, "0.5")
     fitting = MultipleChoice.of(Settings(data=file, fit_temperature="0.5"))
     assert len(fitting.items) == len(fitting.fit_items) == 6
@@ -97,6 +97,9 @@ def test_a_temperature_of_a_suite_is_kept_for_its_task_and_step(model, file, tmp
     # not on what is reported on
     with pytest.raises(UserError, match="--fit_temperature: .*l.jsonl:1 is reported on too"):
         Classification.of(replace(settings, fit_temperature=data))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--fit_temperature: l.jsonl:1 is reported on too"):
+        Classification.of(replace(settings, fit_temperature="l.jsonl"))
 
 
 def test_pairs_and_questions_of_bias_have_a_temperature_too(model, tmp_path):
@@ -119,6 +122,23 @@ def test_pairs_and_questions_of_bias_have_a_temperature_too(model, tmp_path):
         assert "fitted on 8 examples of" in used.protocol["scaling"]
     fits = json.loads((tmp_path / NAME).read_text())["fits"]
     assert [one["task"]["suite"] for one in fits] == ["minimal-pairs", "bbq"]
+
+
+def test_a_share_of_minimal_pairs_is_of_each_paradigm(model, tmp_path):
+    """The figure is a mean over paradigms: none may be lost."""
+    forms = {"x": ("is", "are"), "y": ("are", "is"), "z": ("was", "were")}
+    lines = [
+        {"sentence_good": f"{a} {good}", "sentence_bad": f"{a} {bad}", "UID": uid}
+        for uid, (good, bad) in forms.items()
+        for a in "abcd"
+    ]
+    suite = MinimalPairs.of(Settings(data=str(write_lines(tmp_path / "d.jsonl", *lines)), fit_temperature="0.25"))
+    assert [pair.paradigm for pair in suite.fit_pairs] == ["x", "y", "z"]
+    rows = replace(suite, scaling=Scaling(fit="0.25")).run(model).tables["paradigms"]
+    assert [(row["paradigm"], row["pairs"]) for row in rows] == [("x", 3), ("y", 3), ("z", 3)]
+    few = str(write_lines(tmp_path / "few.jsonl", *lines[:5]))
+    with pytest.raises(UserError, match="--fit_temperature 0.25: of 1 examples of y that is 0; expected at least one"):
+        MinimalPairs.of(Settings(data=few, fit_temperature="0.25"))
 
 
 def test_a_model_that_is_no_run_keeps_nothing(model, file):

@@ -4,10 +4,12 @@ from dataclasses import replace
 from functools import partial
 from typing import get_args
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import NameInUseError, ScopeParamShapeError
 
 from lmjax import trees
 from lmjax.models import attention, transformer, zoo
@@ -15,7 +17,7 @@ from lmjax.models.blocks import BLOCK_INPUT
 from lmjax.models.config import Remat
 from lmjax.models.feedforward import Dense
 from lmjax.models.positions import Sinusoidal
-from lmjax.sharding import partition
+from lmjax.sharding import partition, weight
 from tests import reference, tiny
 
 CONFIGS = {
@@ -205,6 +207,23 @@ def test_bfloat16_computes_over_float32_parameters():
     assert rounded.dtype == jnp.float32
     error = np.abs(exact - rounded).max() / np.abs(exact).max()
     assert 1e-5 < error < 0.05
+
+
+def test_a_weight_has_one_name_and_one_shape():
+    class Twice(nn.Module):
+        names: tuple[str, str]
+
+        @nn.compact
+        def __call__(self, size):
+            return [weight(self, name, nn.initializers.ones, (None,), (size,)) for name in self.names]
+
+    with pytest.raises(NameInUseError):
+        Twice(("a", "a")).init(jax.random.key(0), 3)
+    model = Twice(("a", "b"))
+    params = nn.unbox(model.init(jax.random.key(0), 3))
+    assert [x.shape for x in model.apply(params, 3)] == [(3,), (3,)]
+    with pytest.raises(ScopeParamShapeError, match='"a"'):
+        model.apply(params, 4)
 
 
 def test_every_weight_names_its_axes():

@@ -39,7 +39,7 @@ def on_one_device(capacity):
     return exp, train(exp, Mesh(), 1, 3, lambda i: batch_of(exp, i))
 
 
-@pytest.mark.parametrize(("name", "capacity"), [("experts", None), ("mixed", 0.7), ("sequence", 0.7)])
+@pytest.mark.parametrize(("name", "capacity"), [("mixed", None), ("sequence", None), ("mixed", 0.7), ("sequence", 0.7)])
 def test_eight_devices_equal_one(name, capacity):
     exp, (losses, norms, params) = on_one_device(capacity)
     other_losses, other_norms, other = train(exp, MESHES[name], 8, 3, lambda i: batch_of(exp, i))
