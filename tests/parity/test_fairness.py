@@ -228,13 +228,13 @@ def test_bbq_is_lm_eval(gpt2, tmp_path):
     assert [set(lm_eval_bbq.doc_to_biased_answer(one)) for one in documents] == [set(q.biased) for q in suite.questions]
     assert [lm_eval_bbq.doc_to_choice(one) for one in documents] == [list(q.choices) for q in suite.questions]
     result, theirs = suite.run(ours), []
-    for document, answer in zip(documents, result.extra["answers"], strict=True):
+    for document, given in zip(documents, result.extra["answers"], strict=True):
         before = tokenizer.encode(f"{document['context']}\n\nQ: {document['question']}\nA:")
-        sums = []
-        for choice in lm_eval_bbq.doc_to_choice(document):
+        sums, choices = [], lm_eval_bbq.doc_to_choice(document)
+        for choice in choices:
             whole = [*before, *tokenizer.encode(f" {choice}")]
             sums.append((log_p(model, whole)[len(before) - 1 :].sum(), False))
-        assert answer == int(np.argmax([one for one, _ in sums]))
+        assert given["answer"] == choices[int(np.argmax([one for one, _ in sums]))]
         theirs.append(sums)
     compare(
         suite,
