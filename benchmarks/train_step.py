@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 from lmjax import experiment as experiments
-from lmjax import optim
 from lmjax.data.batch import Batch
 from lmjax.sharding import Mesh, build_mesh, place_batch
 from lmjax.train import state as train_state
@@ -32,7 +31,7 @@ from lmjax.train.step import compile_step
 def ours(experiment, tokens_BS):
     """A function that makes one step and waits for it."""
     mesh = build_mesh(Mesh(), jax.devices()[:1])
-    optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
+    optimizer = train_state.transform(experiment)
     B, T = tokens_BS.shape[0], tokens_BS.shape[1] - 1
     positions_BT = np.tile(np.arange(T, dtype=np.int32), (B, 1))
     batch = Batch(tokens_BS[:, :-1], positions_BT, None, tokens_BS[:, 1:], np.ones((B, T), np.float32))

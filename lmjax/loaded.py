@@ -12,7 +12,7 @@ import jax
 
 from lmjax import checkpoint, hosts, mirrors, trained
 from lmjax.data.files import decode, read_bytes
-from lmjax.data.sources import json_lines
+from lmjax.data.sources import json_records
 from lmjax.errors import Notice, UserError, path_text
 from lmjax.experiment import DataConfig, Experiment
 from lmjax.interop import peft
@@ -309,7 +309,7 @@ def read_texts(file: Place) -> list[str]:
     content = decode(read_bytes(file), file, "strict")
     if ".jsonl" not in file.suffixes:
         return [content]
-    return [text for _, text in json_lines(content, "text", file)]
+    return [record.text("text") for record in json_records(content, file)]
 
 
 def needed_tokenizer(loaded: Loaded) -> Tokenizer:

@@ -26,6 +26,7 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {tiny.QUICK
 room_for_simulated_devices()
 jax.config.update("jax_compilation_cache_dir", os.environ["LMJAX_CACHE"] + "/programs")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+# where an operation was written is looked for at every one of them
 jax.config.update("jax_traceback_in_locations_limit", 0)
 # tracing makes millions of objects that live: looking through them after every 700 took a seventh of the time
 gc.freeze()

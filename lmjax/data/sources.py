@@ -203,8 +203,7 @@ class JsonLines(FileSource):
 
     def records(self):
         for name, file, content in read_all(matching(self.path)):
-            for number, fields in json_objects(decode(content, file, "strict"), file):
-                yield Record(f"{name}:{number}", f"{path_text(file)}:{number}", fields)
+            yield from json_records(decode(content, file, "strict"), file, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +323,8 @@ def json_objects(content: str, file: Place) -> Iterator[tuple[int, dict]]:
         yield number, fields
 
 
-def json_lines(content: str, field: str, file: Place) -> Iterator[tuple[int, str]]:
-    """(number, text of one field) for every line that is not blank. Raises UserError with the line's number."""
+def json_records(content: str, file: Place, name: str = "") -> Iterator[Record]:
+    """A record for every line that is not blank. name: the file's, in theirs. Raises UserError with the line's
+    number."""
     for number, fields in json_objects(content, file):
-        yield number, Record("", f"{path_text(file)}:{number}", fields).text(field)
+        yield Record(f"{name}:{number}", f"{path_text(file)}:{number}", fields)

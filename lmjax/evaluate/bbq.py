@@ -130,13 +130,10 @@ class Bbq:
 
     def _calibrated(self, scores: list[np.ndarray], how: str) -> Judged:
         """Calibration of the two people and the best way to say unknown. scores: of all questions."""
-        N, settings = len(self.questions), self.settings
-        parts = ((self.questions, scores[:N]), (self.fit_questions, scores[N:]))
-        answered = [_answered(*part) for part in parts if part[0]]
+        N, examples = len(self.questions), [[one.context, one.choices, min(one.targets)] for one in self.fit_questions]
         return calibration.judge(
-            answered[0], {"suite": "bbq", "scored_by": how}, self.scaling, *answered[1:], data=settings.data,
-            mark=calibration.fingerprint([[one.context, one.choices, min(one.targets)] for one in self.fit_questions]),
-            seed=settings.seed,
+            _answered(self.questions, scores[:N]), _answered(self.fit_questions, scores[N:]), examples,
+            {"suite": "bbq", "scored_by": how}, self.scaling, self.settings.data, self.settings.seed,
         )  # fmt: skip
 
     def judged(self, chosen: list[int], how: str, protocol: dict) -> Result:

@@ -4,6 +4,7 @@ One temperature is fitted by the likelihood of examples that are not reported on
 checkpoint that it was fitted with: elsewhere it is not used.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -195,10 +196,11 @@ def parted(
 
 def check_apart(reported: Sequence, fit_on: Sequence) -> None:
     """Of examples with `where`, their file and line. Raises UserError where one is fitted on and reported on too."""
+    real = functools.cache(os.path.realpath)
 
     def place_of(one) -> tuple[str, str]:
         file, _, line = one.where.rpartition(":")
-        return os.path.realpath(file), line
+        return real(file), line
 
     here = set(map(place_of, reported))
     if both := next((one.where for one in fit_on if place_of(one) in here), None):
@@ -256,14 +258,15 @@ class Judged:
 
 
 def judge(
-    reported: Answered, task: dict[str, Any], scaling: Scaling, fit_on: Answered | None = None, *, data: str = "",
-    mark: str = "", seed: int = 0,
+    reported: Answered, fit_on: Answered | None, examples: Sequence, task: dict[str, Any], scaling: Scaling,
+    data: str | None, seed: int = 0,
 ) -> Judged:  # fmt: skip
     """Of the examples that are reported on; where there are others to fit on, one temperature is fitted on those and
-    kept with the run. data, mark: what those are, and their fingerprint."""
+    kept with the run. examples: those, as JSON has them; of none, fit_on is not looked at. data: where they come from,
+    in words."""
     fit, said = scaling.found(task)
-    if fit_on is not None:
-        fit = fitted(fit_on, task, scaling.step, scaling.where(data), mark)
+    if examples:
+        fit = fitted(fit_on, task, scaling.step, scaling.where(data), fingerprint(examples))
         said = scaling.keep(fit)
     found = []
     for name, log_p_NC in reported.log_p.items():

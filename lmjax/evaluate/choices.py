@@ -66,19 +66,15 @@ def _judged(
     task: dict[str, Any],
 ) -> Judged:
     """Calibration of softmax over the choices. scores: of the items, then of those to fit on."""
-    parts, N = (suite.items, suite.fit_items), len(suite.items)
-    answered = [
-        _answered(items, part, measures) for items, part in zip(parts, (scores[:N], scores[N:]), strict=True) if items
-    ]
-    settings, mark = suite.settings, [[item.context, item.choices, item.answer] for item in suite.fit_items]
+    N, examples = len(suite.items), [[item.context, item.choices, item.answer] for item in suite.fit_items]
     return calibration.judge(
-        answered[0], task, suite.scaling, *answered[1:], data=settings.data, mark=calibration.fingerprint(mark),
-        seed=settings.seed,
+        _answered(suite.items, scores[:N], measures), _answered(suite.fit_items, scores[N:], measures), examples,
+        task, suite.scaling, suite.settings.data, suite.settings.seed,
     )  # fmt: skip
 
 
 def _answered(items: list[Item], scores: list[np.ndarray], measures: dict[str, Callable]) -> Answered:
-    most, log_p = max(len(item.choices) for item in items), {}
+    most, log_p = max((len(item.choices) for item in items), default=0), {}
     for name, size in measures.items():
         log_p[name] = np.full((len(items), most), -np.inf)
         for row, item, values in zip(log_p[name], items, scores, strict=True):

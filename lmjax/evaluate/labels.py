@@ -7,7 +7,7 @@ import numpy as np
 
 from lmjax.compilation import program
 from lmjax.data.sources import Record
-from lmjax.evaluate.calibration import Scaling, fingerprint, judge, of_predictions, task_of_labels
+from lmjax.evaluate.calibration import Scaling, judge, of_predictions, task_of_labels
 from lmjax.evaluate.outputs import CHARACTERS, of_examples, unscored
 from lmjax.experiment import Experiment
 from lmjax.models.config import ModelConfig
@@ -62,11 +62,10 @@ class Labeller:
         data: where they come from, in words. Raises UserError before anything is computed where a label is missing."""
         truths = [self.truth(part) for part in (records, fit_on)]
         predictions = self(params, records)
+        reported = of_predictions(predictions, truths[0])
         others = of_predictions(self(params, fit_on), truths[1]) if fit_on else None
-        judged = judge(
-            of_predictions(predictions, truths[0]), task_of_labels(self.experiment.task.labels), scaling, others,
-            data=data, mark=fingerprint([record.fields for record in fit_on]),
-        )  # fmt: skip
+        task, examples = task_of_labels(self.experiment.task.labels), [record.fields for record in fit_on]
+        judged = judge(reported, others, examples, task, scaling, data)
         calibrations = tuple(one for _, one in judged.calibrations)
         return replace(self._figures(truths[0], predictions), calibrations=calibrations), judged.said
 

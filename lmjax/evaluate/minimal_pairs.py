@@ -82,17 +82,16 @@ class MinimalPairs:
             **protocol_of(model, found.cut),
         }
         result = Result("minimal-pairs", N, protocol, {"accuracy": overall}, tables)
-        return self._calibrated(log_p_N2[:N], log_p_N2[N:]).beside(result, "the two sentences, of all pairs alike")
+        return self._calibrated(log_p_N2).beside(result, "the two sentences, of all pairs alike")
 
-    def _calibrated(self, *parts_N2: np.ndarray) -> Judged:
-        """Calibration of the choice between the two. parts_N2: log p of (bad, good) of the pairs, then of those to fit
-        on. Of equals the bad one is chosen."""
-        answered = [Answered({"sentences": part}, np.ones(len(part), int)) for part in parts_N2 if len(part)]
-        mark, settings = [[pair.good, pair.bad] for pair in self.fit_pairs], self.settings
+    def _calibrated(self, log_p_N2: np.ndarray) -> Judged:
+        """Calibration of the choice between the two. log_p_N2: of (bad, good) of the pairs, then of those to fit on. Of
+        equals the bad one is chosen."""
+        parts, examples = np.split(log_p_N2, [len(self.pairs)]), [[pair.good, pair.bad] for pair in self.fit_pairs]
+        reported, fit_on = (Answered({"sentences": part}, np.ones(len(part), int)) for part in parts)
         return calibration.judge(
-            answered[0], {"suite": "minimal-pairs"}, self.scaling, *answered[1:], data=settings.data,
-            mark=calibration.fingerprint(mark), seed=settings.seed,
-        )  # fmt: skip
+            reported, fit_on, examples, {"suite": "minimal-pairs"}, self.scaling, self.settings.data, self.settings.seed
+        )
 
 
 def _pairs(records: list[Record], limit: int | None = None) -> list[Sentences]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lmjax.data.files import decode, matching, read_all
-from lmjax.data.sources import JsonLines, Record, json_objects
+from lmjax.data.sources import JsonLines, Record, json_records
 from lmjax.errors import UserError, path_text
 from lmjax.places import Place, place
 
@@ -28,13 +28,7 @@ def files(path: str, option: str) -> Iterator[tuple[Place, str]]:
 def opened(path: str, option: str) -> Iterator[tuple[str, str, Iterator[Record] | None]]:
     """(its path as a user reads it, its text, the records of a .jsonl file, None of any other) of each file."""
     for file, content in files(path, option):
-        yield path_text(file), content, _records(content, file) if ".jsonl" in file.suffixes else None
-
-
-def _records(content: str, file: Place) -> Iterator[Record]:
-    name = path_text(file)
-    for number, fields in json_objects(content, file):
-        yield Record(name, f"{name}:{number}", fields)
+        yield path_text(file), content, json_records(content, file) if ".jsonl" in file.suffixes else None
 
 
 def _pattern(path: str) -> str:

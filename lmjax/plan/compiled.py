@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from lmjax import optim
 from lmjax.data.batch import Batch, SourceBatch
 from lmjax.errors import UserError
 from lmjax.experiment import Experiment
@@ -80,13 +79,9 @@ def bytes_on_device(tree) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def transform(experiment: Experiment):
-    return optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
-
-
 def sizes_of(experiment: Experiment, mesh) -> Sizes:
     """What the compiler's arguments must come to. The mesh may be an abstract one."""
-    state, frozen = train_state.abstract(experiment, transform(experiment), mesh)
+    state, frozen = train_state.abstract(experiment, train_state.transform(experiment), mesh)
     trained = bytes_on_device(state.params)
     return Sizes(
         params=trained + bytes_on_device(frozen),
@@ -98,7 +93,7 @@ def sizes_of(experiment: Experiment, mesh) -> Sizes:
 
 def compile_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[jax.stages.Compiled, Figures]:
     """The very step that `train` runs, compiled for the devices of this mesh. Raises TooLarge."""
-    optimizer = transform(experiment)
+    optimizer = train_state.transform(experiment)
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         state, frozen = train_state.abstract(experiment, optimizer, mesh)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lmjax import checkpoint, configs, hosts, inherited, optim, trained, trees
+from lmjax import checkpoint, configs, hosts, inherited, trained, trees
 from lmjax.checkpoint import Checkpoints
 from lmjax.errors import UserError
 from lmjax.evaluate import compressors
@@ -45,9 +45,8 @@ def train(experiment: Experiment, run_path: Place, *, accept_changes: bool = Fal
     with RunDirectory(run_path) as run:
         prepared, changes = begin_together(experiment, run, accept_changes)
         experiment = prepared.experiment
-        optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
         with jax.set_mesh(prepared.mesh):
-            state, frozen = resume(run, prepared, optimizer, screen, changed=bool(changes))
+            state, frozen = resume(run, prepared, screen, changed=bool(changes))
             if int(state.step) == experiment.steps:
                 screen.say(f"finished: step {experiment.steps} of {experiment.steps} in {run.path}; --steps=N goes on")
                 return
@@ -154,9 +153,7 @@ def open_run(run: RunDirectory, prepared: Prepared, accept_changes: bool) -> lis
     return []
 
 
-def resume(
-    run: RunDirectory, prepared: Prepared, optimizer, screen: Screen, *, changed: bool
-) -> tuple[TrainState, dict]:
+def resume(run: RunDirectory, prepared: Prepared, screen: Screen, *, changed: bool) -> tuple[TrainState, dict]:
     """The state of the newest good checkpoint, on this mesh, or the one before the first step; and the parameters that
     are frozen."""
     experiment, mesh = prepared.experiment, prepared.mesh
@@ -167,7 +164,7 @@ def resume(
         screen.say(inherited.told(experiment))
     if manifest is not None:
         state, others = train_state.restored(
-            experiment, optimizer, mesh, partial(checkpoint.restore, run.checkpoints, manifest)
+            experiment, train_state.transform(experiment), mesh, partial(checkpoint.restore, run.checkpoints, manifest)
         )
         frozen = frozen or others
         screen.say(f"resuming {run.path} after step {manifest.step}")
@@ -186,7 +183,7 @@ def first_state(experiment: Experiment, run: RunDirectory, mesh, *, begun: bool)
     the run has checkpoints, so that an adapter's base must be the one it began with."""
     if experiment.init_from is None:
         return train_state.compile_fresh(experiment, mesh)()
-    optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
+    optimizer = train_state.transform(experiment)
     where = train_state.shardings(experiment, optimizer, mesh)
     of_model = train_state.param_shardings(experiment.model, mesh)
     params = params_of(experiment, run, mesh, of_model, begun=begun)

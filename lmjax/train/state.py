@@ -30,6 +30,11 @@ class TrainState:
         return {"step": self.step, "opt_state": self.opt_state}
 
 
+def transform(experiment) -> optax.GradientTransformation:
+    """The experiment's optimizer, with its schedule."""
+    return optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
+
+
 def fresh(experiment, optimizer: optax.GradientTransformation) -> tuple[TrainState, dict]:
     """The state before the first step and the frozen parameters, a pure function of its arguments."""
     return begun(experiment, optimizer, init_params(experiment.model, jax.random.key(experiment.seed)))
@@ -37,7 +42,7 @@ def fresh(experiment, optimizer: optax.GradientTransformation) -> tuple[TrainSta
 
 def compile_fresh(experiment, mesh: jax.sharding.Mesh):
     """() -> `fresh`, jitted, every array in its place on the mesh."""
-    optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
+    optimizer = transform(experiment)
     return jax.jit(partial(fresh, experiment, optimizer), out_shardings=shardings(experiment, optimizer, mesh))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lmjax import optim
 from lmjax.plan.compiled import abstract_batch, compile_train_step
 from lmjax.sharding import Mesh, build_mesh, place_batch
 from lmjax.train import state as train_state
@@ -25,7 +24,7 @@ def main():
     experiment = tiny.experiment("unused", model=cfg, batch_size=8, microbatches=1)
     mesh = build_mesh(Mesh(), jax.devices()[:1])
     program, figures = compile_train_step(experiment, mesh)
-    optimizer = optim.transform(experiment.optimizer, experiment.schedule, experiment.steps)
+    optimizer = train_state.transform(experiment)
     batch = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), abstract_batch(experiment, mesh))
     make = jax.jit(
         lambda: train_state.fresh(experiment, optimizer),
